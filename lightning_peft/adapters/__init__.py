@@ -1,0 +1,31 @@
+"""Layers and what is done to them: plain PyTorch, no Lightning, no transformers."""
+
+from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, match_targets
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.merge import merge
+from lightning_peft.adapters.observe import observe_inputs
+from lightning_peft.adapters.peft_format import load_peft, save_peft
+from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.state import (
+    adapter_state_dict,
+    fingerprint,
+    load_adapter_state,
+    trainable_parameters,
+)
+
+__all__ = [
+    "AttachReport",
+    "LoRALinear",
+    "adapter_layers",
+    "adapter_state_dict",
+    "fingerprint",
+    "keep_components",
+    "kind_of",
+    "load_adapter_state",
+    "load_peft",
+    "match_targets",
+    "merge",
+    "observe_inputs",
+    "save_peft",
+    "trainable_parameters",
+]

@@ -1,0 +1,201 @@
+"""Finding the linears to adapt, replacing them, and reporting what was done."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from lightning_peft.adapters.layer import LoRALinear
+
+ALL_LINEAR = "all-linear"
+
+
+def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """The adapted layers of a model by full name, in the model's order. Found by type."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+
+
+def _output_names(model: nn.Module) -> set[str]:
+    """The full name of the model's output layer, which ``all-linear`` leaves alone, as PEFT does."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {name for name, module in model.named_modules() if module is head}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.endswith(f".{pattern}")
+
+
+def _nothing_matched(pattern: str, names: Sequence[str]) -> ValueError:
+    tails = sorted({name.rsplit(".", 1)[-1] for name in names})
+    near = difflib.get_close_matches(pattern.rsplit(".", 1)[-1], tails, n=3, cutoff=0.5) or tails[:8]
+    return ValueError(
+        f"target_modules: {pattern!r} matches no linear layer; near names are {', '.join(near)}."
+        if tails
+        else f"target_modules: {pattern!r} matches nothing, since the model has no linear layer."
+    )
+
+
+def match_targets(
+    model: nn.Module,
+    target_modules: str | Sequence[str],
+    exclude_modules: str | Sequence[str] | None = None,
+) -> dict[str, list[str]]:
+    """Which linears each pattern names, as PEFT reads patterns.
+
+    Args:
+        model: The model.
+        target_modules: A list of names or ends of names; or a regex that full names match whole; or
+            ``"all-linear"``: every linear but the output layer.
+        exclude_modules: The same forms, taken away afterwards.
+
+    Returns:
+        For each pattern the full names of the linears that it matched first, in the model's order.
+
+    Raises:
+        ValueError: If a pattern matches nothing (near names are listed), is no regex, or matches only
+            modules that are not linear.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(target_modules, str):
+        outputs = _output_names(model)
+        matched = {
+            target_modules: [n for n in linears if n not in outputs]
+            if target_modules == ALL_LINEAR
+            else [n for n in linears if _fullmatch(target_modules, n)]
+        }
+    else:
+        taken: set[str] = set()
+        matched = {}
+        for pattern in target_modules:
+            found = [n for n in linears if _matches(n, pattern)]
+            matched[pattern] = [n for n in found if n not in taken]
+            taken.update(found)
+            if not found:
+                _refuse_other_types(model, pattern)
+                raise _nothing_matched(pattern, linears)
+    excluded = _excluded(linears, exclude_modules)
+    result = {p: [n for n in names if n not in excluded] for p, names in matched.items()}
+    if not any(result.values()):
+        raise _nothing_matched(str(target_modules), linears)
+    return result
+
+
+def _fullmatch(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"target_modules: {pattern!r} is not a regular expression: {error}.") from error
+
+
+def _refuse_other_types(model: nn.Module, pattern: str) -> None:
+    for name, module in model.named_modules():
+        if name and _matches(name, pattern):
+            raise ValueError(
+                f"target_modules: {pattern!r} names {name}, a {type(module).__name__}; "
+                "only torch.nn.Linear and its subclasses can be adapted."
+            )
+
+
+def _excluded(linears: list[str], exclude: str | Sequence[str] | None) -> set[str]:
+    if exclude is None:
+        return set()
+    if isinstance(exclude, str):
+        return {n for n in linears if _fullmatch(exclude, n)}
+    return {n for n in linears if any(_matches(n, pattern) for pattern in exclude)}
+
+
+@dataclass
+class AttachReport:
+    """What attaching did; ``print`` it.
+
+    Attributes:
+        strategy: The strategy's class name.
+        matched: How many layers each pattern matched.
+        parameters: Adapter parameters of each module kind (last part of the name), shared ones once.
+        trainable: All parameters that train, saved modules included.
+        total: All parameters of the model, adapters included.
+        dtypes: Dtype of the base's and of the adapters' parameters.
+    """
+
+    strategy: str
+    matched: dict[str, int]
+    parameters: dict[str, int]
+    trainable: int
+    total: int
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """A few lines for a person."""
+        share = 100 * self.trainable / max(self.total, 1)
+        lines = [f"{self.strategy}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"]
+        lines += [f"  {pattern}: {count} layers" for pattern, count in self.matched.items()]
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.parameters.items())
+        dtypes = ", ".join(f"{part} {dtype}" for part, dtype in self.dtypes.items())
+        return "\n".join([*lines, f"  parameters by kind: {kinds}", f"  dtypes: {dtypes}"])
+
+
+def kind_of(name: str) -> str:
+    """The module kind of a layer: the last part of its full name (``q_proj``)."""
+    return name.rsplit(".", 1)[-1]
+
+
+def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> AttachReport:
+    """Count what a model holds after attaching.
+
+    Args:
+        model: The model, adapters attached.
+        strategy: Name to print.
+        matched: How many layers each pattern matched.
+
+    Returns:
+        The report.
+    """
+    adapters: Counter[str] = Counter()
+    seen: set[int] = set()
+    for name, layer in adapter_layers(model).items():
+        for parameter in own_parameters(layer):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                adapters[kind_of(name)] += parameter.numel()
+    base = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen)
+    own = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) in seen)
+    return AttachReport(
+        strategy=strategy,
+        matched=matched,
+        parameters=dict(adapters),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total=sum(p.numel() for p in model.parameters()),
+        dtypes={"base": "/".join(base) or "none", "adapters": "/".join(own) or "none"},
+    )
+
+
+def own_parameters(layer: LoRALinear) -> Iterator[nn.Parameter]:
+    """The parameters of an adapted layer without its base's."""
+    base = {id(p) for p in layer.base.parameters()}
+    return (p for p in layer.parameters() if id(p) not in base)
+
+
+def replace_linears(
+    model: nn.Module, names: Sequence[str], layer: Callable[[nn.Module], LoRALinear]
+) -> dict[str, LoRALinear]:
+    """Put an adapted layer in the place of each named linear.
+
+    Args:
+        model: The model, changed in place.
+        names: Full names of linears.
+        layer: Makes the adapted layer over a linear.
+
+    Returns:
+        The new layers by name.
+    """
+    made = {}
+    for name in names:
+        made[name] = layer(model.get_submodule(name))
+        made[name].train(model.training)
+        model.set_submodule(name, made[name])
+    return made

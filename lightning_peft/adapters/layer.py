@@ -1,0 +1,164 @@
+"""The adapted linear layer: ``y = W x + s · B gate(A dropout(x))``.
+
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3), with one addition: a *gate*, any
+module that stands between A and B and acts on the rank dimension. Pruning ideas live in the gate or in
+which components (row ``A_j``, column ``B_j``) exist; the layer itself knows no method.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_peft.adapters.gates import gate_diagonal
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear with a trained low-rank change beside it.
+
+    Components that are alive stand in front: ``rank`` of them are computed, and where an engine cannot
+    change a parameter's size, the rest of ``lora_A`` and ``lora_B`` is dead weight behind them.
+
+    Args:
+        base: The linear to adapt: ``nn.Linear`` or a subclass (quantized ones too). It is used as it is.
+        r: Initial rank, at least 1.
+        lora_alpha: Numerator of the scaling, ``lora_alpha / r`` (``lora_alpha / sqrt(r)`` with
+            ``use_rslora``). The scaling stays what it is at rank ``r`` when components are removed.
+        lora_dropout: Probability of dropping an element of the input x, in training.
+        use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+        gate: A module that maps rank activations (..., r) to (..., r); in eval it must be a fixed
+            diagonal, since merging and export fold it into B.
+        dtype: Of A and B. ``None``: float32 over a half-precision or quantized base, else the base's.
+
+    Raises:
+        ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        r: int,
+        lora_alpha: float,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
+        gate: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if r < 1:
+            raise ValueError(f"r must be at least 1, got {r}.")
+        if not 0 <= lora_dropout < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
+        self.base = base
+        self.in_features: int = base.in_features  # type: ignore[assignment]
+        self.out_features: int = base.out_features  # type: ignore[assignment]
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        where: dict[str, Any] = {
+            "device": weight.device,
+            "dtype": dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32),
+        }
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **where))
+        self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **where))
+        self.rank = r
+        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
+        self.dropout = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
+        self.gate = gate.to(weight.device) if gate is not None else None
+        self.reset_parameters()
+
+    def reset_parameters(self, init_lora_weights: bool | str = True) -> None:
+        """Start A and B so that the layer equals its base.
+
+        Args:
+            init_lora_weights: As in PEFT. True: A Kaiming-uniform (a = √5), B zero. ``"gaussian"``: A
+                normal with standard deviation 1/r, B zero. False: both Kaiming-uniform, which changes
+                the function at once and serves tests only.
+
+        Raises:
+            ValueError: If ``init_lora_weights`` is none of these.
+        """
+        if init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(
+                f"init_lora_weights must be true, false or 'gaussian', got {init_lora_weights!r}."
+            )
+        if self.lora_A.is_meta:
+            return
+        if init_lora_weights == "gaussian":
+            nn.init.normal_(self.lora_A, std=1 / self.lora_A.shape[0])
+        else:
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        if init_lora_weights:
+            nn.init.zeros_(self.lora_B)
+        else:
+            nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+
+    @property
+    def active_A(self) -> Tensor:
+        """The living rows of A, (rank, d_in)."""
+        full = self.lora_A.shape[0] == self.rank
+        return self.lora_A if full else self.lora_A[: self.rank]
+
+    @property
+    def active_B(self) -> Tensor:
+        """The living columns of B, (d_out, rank)."""
+        full = self.lora_B.shape[1] == self.rank
+        return self.lora_B if full else self.lora_B[:, : self.rank]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``W x + s · B gate(A dropout(x))``.
+
+        Args:
+            x: Input, (..., d_in).
+
+        Returns:
+            Output, (..., d_out), in the dtype of the base's output.
+        """
+        y = self.base(x)
+        z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
+        if self.gate is not None:
+            z = self.gate(z)
+        # Scaling z costs rank multiplications for each token; scaling the product would cost d_out.
+        return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The change in eval form as two matrices, scaling and gate folded into the left one.
+
+        Returns:
+            ``left`` (d_out, rank) and ``right`` (rank, d_in) with ``ΔW = left @ right``, detached.
+        """
+        left = self.active_B.detach() * self.scaling
+        if self.gate is not None:
+            left = left * gate_diagonal(self.gate, self.rank).to(left)
+        return left, self.active_A.detach()
+
+    def delta_weight(self) -> Tensor:
+        """ΔW against the original weight, in eval form, (d_out, d_in)."""
+        left, right = self.factors()
+        return left @ right
+
+    def delta_sq_norm(self, x: Tensor) -> Tensor:
+        """‖ΔW x‖² for each token, in eval form.
+
+        Uses ``‖L z‖² = zᵀ (LᵀL) z`` with the rank × rank Gram matrix: rank² multiplications for each
+        token instead of rank · d_out.
+
+        Args:
+            x: Input, (..., d_in).
+
+        Returns:
+            (...,), never negative.
+        """
+        left, right = self.factors()
+        z = F.linear(x.to(right.dtype), right)  # (..., rank)
+        return ((z @ (left.T @ left)) * z).sum(-1).clamp_min(0)
+
+    def components(self) -> list[tuple[nn.Parameter, int]]:
+        """The parameters that hold a slice for each component, with the dimension of that slice."""
+        return [(self.lora_A, 0), (self.lora_B, 1)]
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` tells beside the submodules."""
+        return f"rank={self.rank}, scaling={self.scaling:g}"

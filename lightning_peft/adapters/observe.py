@@ -1,0 +1,83 @@
+"""Watching what enters the adapted layers, while somebody else runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.layer import LoRALinear
+
+Observer = Callable[[str, LoRALinear, Tensor], None]
+
+
+class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - reads as a verb
+    """Call an observer with the attended input tokens of every adapted layer, once for each forward.
+
+    The attention mask is read off the model's own keyword argument ``attention_mask`` (batch, tokens);
+    without it, or where a layer sees another shape, every token counts. A recomputation under
+    activation checkpointing is not a second forward and is not seen.
+
+    Args:
+        model: The adapted model, whose forward somebody calls.
+        observer: Called without gradients as ``observer(name, layer, x)``, x (tokens, d_in).
+
+    Example::
+
+        with observe_inputs(model, lambda name, layer, x: print(name, layer.delta_sq_norm(x).mean())):
+            model(**batch)
+    """
+
+    def __init__(self, model: nn.Module, observer: Observer) -> None:
+        self.model, self.observer = model, observer
+        self._handles: list[RemovableHandle] = []
+        self._mask: Tensor | None = None
+        self._seen: set[str] = set()
+        self._inside = False
+
+    def __enter__(self) -> observe_inputs:
+        """Begin to watch."""
+        hook = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        end = self.model.register_forward_hook(self._end)
+        self._handles = [hook, end]
+        for name, layer in adapter_layers(self.model).items():
+            self._handles.append(layer.register_forward_pre_hook(self._look(name)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._mask = kwargs.get("attention_mask")
+        self._seen = set()
+        self._inside = True
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside = False
+
+    def _look(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        @torch.no_grad()
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            # Recomputation runs in the backward pass, outside the model's forward.
+            if not self._inside or name in self._seen:
+                return
+            self._seen.add(name)
+            x, mask = args[0].detach(), self._mask
+            if mask is not None and mask.dim() == 2 and mask.shape == x.shape[:-1]:
+                x = x[mask.bool()]
+            self.observer(name, layer, x.reshape(-1, x.shape[-1]))  # type: ignore[arg-type]
+
+        return hook

@@ -1,0 +1,213 @@
+"""PEFT's LoRA format: what we train loads in ``PeftModel.from_pretrained``, and its adapters load here.
+
+The factors are written in eval form, gate folded into B. Layers that lost all components are left out
+(PEFT knows no rank 0), and a Parameter that several layers share is written once for each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_peft.adapters.attach import adapter_layers, replace_linears
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.atomic import write_atomically
+
+PREFIX = "base_model.model."
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_KEY = re.compile(re.escape(PREFIX) + r"(?P<name>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+def _number(value: float) -> int | float:
+    """An integral alpha as an integer, as everyone writes it."""
+    return int(round(value)) if abs(value - round(value)) < 1e-9 else value
+
+
+def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Full names, as a regex only where one of them is also the end of another linear's name.
+
+    PEFT takes a list entry as the end of a name, so a top-level layer ``q`` would match every ``….q``.
+    """
+    others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".base" not in n]
+    if any(other.endswith(f".{name}") for name in names for other in others + names):
+        return "|".join(re.escape(name) for name in names)
+    return names
+
+
+def _config(model: nn.Module, layers: Mapping[str, LoRALinear], saved: list[str]) -> dict[str, Any]:
+    ranks = {name: layer.rank for name, layer in layers.items()}
+    # alpha / rank is what PEFT multiplies by; ours keeps the scaling it had at the initial rank.
+    alphas = {name: _number(layer.scaling * layer.rank) for name, layer in layers.items()}
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas[n] for n, k in ranks.items() if k == r).most_common(1)[0][0]
+    causal = type(model).__name__.endswith("ForCausalLM")
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if causal else None,
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "target_modules": _target_modules(model, list(layers)),
+        "rank_pattern": {re.escape(n): k for n, k in ranks.items() if k != r},
+        "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
+        "modules_to_save": saved or None,
+    }
+
+
+def _saved_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost modules that train beside the adapters, by full name."""
+    layers = adapter_layers(model)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name == n or name.startswith(f"{n}.") for n in (*layers, *found))
+        own = list(module.parameters())
+        holds_layer = any(n.startswith(f"{name}.") or not name for n in layers)
+        if own and not inside and not holds_layer and all(p.requires_grad for p in own):
+            found[name] = module
+    return found
+
+
+def save_peft(model: nn.Module, folder: str | Path) -> Path:
+    """Write the adapters of a model in PEFT's format.
+
+    Args:
+        model: The adapted model.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` go; made if absent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the model has no adapters, or every one of them has rank 0.
+    """
+    layers = {name: layer for name, layer in adapter_layers(model).items() if layer.rank > 0}
+    if not layers:
+        raise ValueError("the model has no adapter of rank 1 or more, so there is nothing to save.")
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        left, right = layer.factors()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = right
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = left / layer.scaling
+    saved = _saved_modules(model)
+    for name, module in saved.items():
+        tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
+    # safetensors refuses storage that two names share.
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm" too.
+    config = _config(model, layers, sorted(saved))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    return folder
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} holds no {file}, so it is not a PEFT adapter.")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON: {error}.") from error
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or cut off: {error}.") from error
+    unsupported = {"use_dora": False, "bias": "none", "lora_bias": False, "peft_type": "LORA"}
+    for key, plain in unsupported.items():
+        if config.get(key, plain) not in (plain, None):
+            raise ValueError(
+                f"{folder / CONFIG} has {key}: {config[key]!r}; only {plain!r} can be loaded."
+            )
+    return config, tensors
+
+
+def _pattern_value(pattern: Mapping[str, float], name: str, default: float) -> float:
+    """The value of the first key that matches the end of a name, as PEFT looks it up."""
+    return next((v for k, v in pattern.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+
+
+@torch.no_grad()
+def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put a LoRA adapter in PEFT's format onto a model, ready to run or to train on.
+
+    Args:
+        model: The base model, without adapters; changed in place, its own parameters frozen.
+        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: If the folder is not an adapter.
+        ValueError: If the adapter is of another kind than LoRA, damaged, or names layers or shapes that
+            the model does not have; or the model has adapters already.
+    """
+    folder = Path(folder)
+    config, tensors = _read(folder)
+    if adapter_layers(model):
+        raise ValueError("the model has adapters already; load onto the bare base model.")
+    modules = dict(model.named_modules())
+    pairs: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        found = _KEY.fullmatch(key)
+        if found:
+            pairs.setdefault(found["name"], {})[found["side"]] = tensor
+        else:
+            others[key.removeprefix(PREFIX)] = tensor
+    for name, pair in pairs.items():
+        _check_place(name, pair, modules.get(name), folder)
+    unknown = others.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
+    if unknown:
+        raise ValueError(f"{folder} holds {sorted(unknown)[0]}, for which the model has no place.")
+    model.requires_grad_(False)
+    alphas, rslora = config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))
+    for name, pair in pairs.items():
+        rank, alpha = pair["A"].shape[0], _pattern_value(alphas, name, config["lora_alpha"])
+        made = replace_linears(
+            model,
+            [name],
+            lambda base, rank=rank, alpha=alpha: LoRALinear(  # type: ignore[misc]
+                base, rank, alpha, config.get("lora_dropout") or 0.0, rslora
+            ),
+        )
+        made[name].lora_A.copy_(pair["A"])
+        made[name].lora_B.copy_(pair["B"])
+    if others:
+        model.load_state_dict(others, strict=False)
+        for name, parameter in model.named_parameters():
+            if name in others:
+                parameter.requires_grad_(True)
+    return model
+
+
+def _check_place(
+    name: str, pair: Mapping[str, Tensor], module: nn.Module | None, folder: Path
+) -> None:
+    if not isinstance(module, nn.Linear):
+        found = "nothing" if module is None else f"a {type(module).__name__}"
+        raise ValueError(f"{folder} adapts {name}, where this model has {found} and not a linear.")
+    if pair.keys() != {"A", "B"}:
+        raise ValueError(f"{folder} holds only lora_{next(iter(pair))} of {name}.")
+    shape = (pair["B"].shape[0], pair["A"].shape[1])
+    if shape != (module.out_features, module.in_features):
+        raise ValueError(
+            f"{folder} adapts {name} as {shape[0]} x {shape[1]}, this model has "
+            f"{module.out_features} x {module.in_features}."
+        )

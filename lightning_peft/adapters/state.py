@@ -1,0 +1,113 @@
+"""What is saved of an adapted model, how it is counted, and how its base is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.adapters.attach import adapter_layers, own_parameters
+from lightning_peft.adapters.shrink import match_ranks
+
+
+def _base_prefixes(model: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{name}.base." for name in adapter_layers(model))
+
+
+def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that is not the frozen base's: adapters, gates, and modules that train with them.
+
+    Args:
+        model: The adapted model.
+
+    Returns:
+        Tensors by full name; a shared parameter stands under each of its names.
+    """
+    layers, bases = tuple(f"{n}." for n in adapter_layers(model)), _base_prefixes(model)
+    trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name in trained or (name.startswith(layers) and not name.startswith(bases))
+    }
+
+
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load what :func:`adapter_state_dict` gave, resizing layers whose rank differs first.
+
+    Args:
+        model: The adapted model.
+        state: Tensors by full name.
+
+    Raises:
+        ValueError: If names are missing from ``state`` or stand there without a place in the model.
+    """
+    fit_ranks(model, state)
+    expected = adapter_state_dict(model)
+    differing = sorted(expected.keys() ^ state.keys())
+    if differing:
+        where = "is not in the saved state" if differing[0] in expected else "has no place in the model"
+        raise ValueError(
+            f"{differing[0]} {where}, nor are {len(differing) - 1} more"
+            if len(differing) > 1
+            else f"{differing[0]} {where}."
+        )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def fit_ranks(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Shrink each layer to the rank at which it was saved.
+
+    Args:
+        model: The adapted model.
+        state: Tensors by full name, with ``prefix`` in front.
+        prefix: What stands before the names of ``model`` in ``state``.
+    """
+    pairs = []
+    for name, layer in adapter_layers(model).items():
+        saved = state.get(f"{prefix}{name}.lora_A")
+        if saved is not None:
+            pairs.append((layer, saved.shape[0]))
+    match_ranks(pairs)
+
+
+def trainable_parameters(model: nn.Module, include_saved: bool = False) -> int:
+    """How many parameters train, shared ones once.
+
+    Args:
+        model: The adapted model.
+        include_saved: Whether modules that train beside the adapters (heads) count.
+
+    Returns:
+        The count.
+    """
+    own = {id(p) for layer in adapter_layers(model).values() for p in own_parameters(layer)}
+    return sum(
+        p.numel() for p in model.parameters() if p.requires_grad and (include_saved or id(p) in own)
+    )
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module, samples: int = 512) -> str:
+    """Recognise a base model: names, shapes, and evenly spread values of every parameter.
+
+    Another checkpoint of the same shapes differs in nearly every value, so a sample tells it apart
+    without reading 13 GB.
+
+    Args:
+        model: The model before adapters are attached.
+        samples: Values read of each parameter.
+
+    Returns:
+        16 hexadecimal digits; of names and shapes alone on the meta device.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if not parameter.is_meta:
+            flat = parameter.detach().reshape(-1)
+            index = torch.linspace(0, flat.numel() - 1, min(samples, flat.numel())).long()
+            digest.update(flat[index.to(flat.device)].cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,6 @@
+"""Callbacks for any strategy."""
+
+from lightning_peft.callbacks.importance import LayerImportance
+from lightning_peft.callbacks.run_record import RunRecord
+
+__all__ = ["LayerImportance", "RunRecord"]

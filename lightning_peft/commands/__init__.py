@@ -1,0 +1,1 @@
+"""The commands of ``lightning-peft``, one file each."""

@@ -1,0 +1,67 @@
+"""``lightning-peft export``: the adapter of a checkpoint in PEFT's format, or the merged model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(words: list[str]) -> None:
+    """Export a checkpoint.
+
+    Args:
+        words: The command's options.
+
+    Raises:
+        ValueError: If the checkpoint does not belong to its run's configuration, or the folder is full.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-peft export", description=__doc__)
+    parser.add_argument("--ckpt_path", required=True, help="a checkpoint, or a run's folder (its newest)")
+    parser.add_argument("--output", required=True, help="folder to write; must be empty or absent")
+    parser.add_argument("--config", help="the run's configuration; config.yaml of its folder by default")
+    parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
+    parser.add_argument("--dequantize", action="store_true", help="allow merging into a quantized base")
+    options = parser.parse_args(words)
+
+    from lightning_peft.adapters import merge, save_peft
+    from lightning_peft.runs import find_last, folder_of, read_checkpoint
+
+    path, output = Path(options.ckpt_path), Path(options.output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"--output: {output} is not empty; give a new folder.")
+    path = find_last(path) if path.is_dir() else path
+    checkpoint = read_checkpoint(path)
+    module = _module(Path(options.config) if options.config else folder_of(path) / "config.yaml")
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    module.eval()
+    if options.merge:
+        merge(module.model, options.dequantize).save_pretrained(output)
+        _tokenizer(module.model_name_or_path, output)
+    else:
+        save_peft(module.model, output)
+    print(f"{'merged model' if options.merge else 'adapter'}: {output}")
+
+
+def _module(config: Path):  # type: ignore[no-untyped-def]
+    """The run's module, from the ``model`` part of its configuration."""
+    if not config.is_file():
+        raise FileNotFoundError(f"--config: {config} does not exist; give the run's configuration.")
+    import yaml
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
+
+    import lightning_peft.modules
+    import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
+
+    part = yaml.safe_load(config.read_text()).get("model")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    return parser.instantiate_classes(parser.parse_object({"model": part})).model
+
+
+def _tokenizer(name: str, output: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(name).save_pretrained(output)

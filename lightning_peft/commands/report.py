@@ -1,0 +1,21 @@
+"""``lightning-peft report``: pictures and a page from a run's folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(words: list[str]) -> None:
+    """Draw and write the report of a run.
+
+    Args:
+        words: The command's options.
+    """
+    parser = argparse.ArgumentParser(prog="lightning-peft report", description=__doc__)
+    parser.add_argument("folder", help="a run's folder, such as runs/quickstart/version_0")
+    options = parser.parse_args(words)
+
+    from lightning_peft.reports import report
+
+    print(report(Path(options.folder)))

@@ -1,0 +1,328 @@
+"""The LightningModule around a causal language model and one adapter strategy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
+from lightning_peft.adapters.attach import make_report
+from lightning_peft.assets import resolve_model
+from lightning_peft.modules.checkpoint import checkpoint_of, restore_structure
+from lightning_peft.modules.loading import load_causal_lm
+from lightning_peft.modules.predictions import PredictionWriter
+from lightning_peft.modules.random_state import get_random_state, set_random_state
+from lightning_peft.strategies import AdapterStrategy, LoRA
+
+Batch = dict[str, Any]
+
+
+class CausalLMModule(LightningModule):
+    """Trains and tests an adapted causal language model.
+
+    The data module gives batches with ``input_ids``, ``attention_mask``, ``labels`` (all (batch,
+    tokens)) and ``num_target_tokens``, and says how outputs are read (``protocol``, ``extract``,
+    ``correct``).
+
+    Args:
+        model_name_or_path: A folder or a hub name that ``from_pretrained`` takes, or ``tiny_llama``, the
+            embedded model.
+        adapter: The strategy; a fresh :class:`LoRA` when None.
+        optimizer: Makes the optimizer from parameters.
+        lr_scheduler_type: A name that ``transformers.get_scheduler`` knows, stepped at every optimizer
+            step.
+        warmup_steps: Optimizer steps of warm-up; below 1 a share of all steps.
+        dtype: Of the base's weights: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
+            Adapters are float32 over a half-precision base.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attn_implementation: As in transformers; None for its choice.
+        peft_path: An adapter in PEFT's format to validate, test or predict with instead of a strategy.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        adapter: AdapterStrategy | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler_type: str = "linear",
+        warmup_steps: float = 0,
+        dtype: str = "auto",
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        peft_path: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path = resolve_model(model_name_or_path)
+        self.adapter = adapter if adapter is not None else LoRA()
+        self.make_optimizer = optimizer
+        self.lr_scheduler_type = lr_scheduler_type
+        self.warmup_steps = warmup_steps
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.peft_path = peft_path
+        # A checkpoint holds the adapters only.
+        self.strict_loading = False
+        self.model: Any = None
+        self._random_state: dict[str, Any] | None = None
+        self._adapted = self._prepared = False
+        self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
+        self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
+        self.test_accuracy = nn.ModuleDict()
+        self._writer: PredictionWriter | None = None
+
+    # Building.
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The strategy is a callback, so that nobody has to call it."""
+        return [self.adapter]
+
+    def configure_model(self) -> None:
+        """Load the base and attach the strategy, once; works without a trainer too."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and self.peft_path is not None:
+            raise ValueError("model.peft_path is for validate, test and predict, not for fit.")
+        if self.model is None:
+            self._build()
+        # A resumed run takes the structure from its checkpoint.
+        if fitting and not self._prepared and self.trainer.ckpt_path is None:
+            self._prepare_strategy()
+        self._prepared = self._prepared or fitting
+
+    def _build(self) -> None:
+        model = load_causal_lm(self.model_name_or_path, self.dtype_name, self.attn_implementation)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        if self.peft_path is not None:
+            load_peft(model, self.peft_path)
+            self._adapted = True
+        else:
+            rank_zero_info(str(self.adapter.attach(model)))
+        self.model = model
+
+    def _prepare_strategy(self) -> None:
+        """Let the strategy look at data, on the device where the run will be."""
+        self.to(self.trainer.strategy.root_device)
+        before = trainable_parameters(self.model, include_saved=True)
+        data = getattr(self.trainer, "datamodule", None)
+
+        def sample(ratio: float) -> Iterable[Batch]:
+            if data is None or not hasattr(data, "probe_dataloader"):
+                raise ValueError(
+                    f"{type(self.adapter).__name__} looks at a sample of the training data, for which "
+                    "the data module needs probe_dataloader(ratio)."
+                )
+            return data.probe_dataloader(ratio)
+
+        def loss(batch: Batch) -> Tensor:
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            total, _, count = self._target_loss(batch)
+            return total / count.clamp_min(1)
+
+        self.adapter.prepare(self.model, sample, loss, self.make_optimizer)
+        if trainable_parameters(self.model, include_saved=True) != before:
+            rank_zero_info(str(make_report(self.model, type(self.adapter).__name__, {})))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The strategy's optimizer, and a schedule that steps with it."""
+        from transformers import get_scheduler
+
+        params = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.adapter.optimizer(params, self.make_optimizer)
+        steps = self.trainer.estimated_stepping_batches
+        total = None if math.isinf(steps) else int(steps)
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * (total or 0)
+        try:
+            schedule = get_scheduler(self.lr_scheduler_type, optimizer, int(warmup), total)
+        except ValueError as error:
+            raise ValueError(f"model.lr_scheduler_type {self.lr_scheduler_type!r}: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Training.
+
+    def _target_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of the loss over target tokens, which rows are right throughout, and the token count.
+
+        Only positions at which some row has a target go through the output layer.
+        """
+        labels = batch["labels"][:, 1:]
+        positions = (labels != -100).any(0).nonzero()[:, 0]
+        output = self.model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+            logits_to_keep=positions,
+        )
+        targets, logits = labels[:, positions], output.logits.float()  # (batch, kept, vocabulary)
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        right = ((logits.argmax(-1) == targets) | (targets == -100)).all(-1)
+        return total, right, (targets != -100).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch, such that a window's gradient is that of its mean over target tokens.
+
+        Lightning divides by the number of micro-batches, though they may hold different numbers of
+        targets: each is weighted by its share of the window's targets instead.
+        """
+        total, _, count = self._target_loss(batch)
+        window = batch.get("num_target_tokens", count)
+        loss = total / torch.as_tensor(window, device=total.device).clamp_min(1)
+        self._window["loss"] += loss.detach()
+        self._window["tokens"] += batch["attention_mask"].sum()
+        penalty = self.adapter.penalty(self.model)
+        return loss * self.trainer.accumulate_grad_batches + penalty
+
+    def on_after_backward(self) -> None:
+        """Stop at a loss that is not a number, before it reaches the weights."""
+        if not math.isfinite(float(self._window["loss"])):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
+                self.trainer.checkpoint_callback, "best_model_path", ""
+            )
+            kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+            raise ValueError(
+                f"the loss is {float(self._window['loss'])} at step {self.trainer.global_step} with "
+                f"learning rate {rate:g}: try a lower one, more warmup_steps or "
+                f"trainer.gradient_clip_val; {kept}."
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what the step is about to do."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        now, window = time.perf_counter(), self._window
+        ranks = [layer.rank for layer in adapter_layers(self.model).values()]
+        row = {
+            "train_loss": float(window["loss"]),
+            "grad_norm": float(nn.utils.get_total_norm(grads)),
+            "tokens_per_second": float(window["tokens"]) / max(now - window["since"], 1e-9),
+            "lr": optimizer.param_groups[0]["lr"],
+            "rank": sum(ranks) / max(len(ranks), 1),
+        }
+        shown = {key: row[key] for key in ("train_loss", "rank", "tokens_per_second")}
+        self.log_dict(shown, prog_bar=True, logger=False)
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps
+        if every and (step + 1) % every == 0:
+            # Not by self.log, whose row would come after the checkpoint of this step, so that a run
+            # killed in between would lack it.
+            for logger in self.trainer.loggers:
+                logger.log_metrics({**row, "epoch": self.trainer.current_epoch}, step=step)
+        self._window = {"loss": 0.0, "tokens": 0, "since": now}
+
+    def on_validation_start(self) -> None:
+        """Begin with metrics that are no inference tensors, which ``trainer.validate`` leaves behind."""
+        self.val_loss.reset()
+        self.val_accuracy.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss over target tokens, and the share of responses that are right token by token.
+
+        With the true response before it each token is right exactly if greedy decoding gives that
+        response, so ``val_accuracy`` is that of greedy answers that match to the letter.
+        """
+        total, right, count = self._target_loss(batch)
+        self.val_loss.update(total / count.clamp_min(1), weight=count)
+        self.val_accuracy.update(right.float())
+        self.log("val_loss", self.val_loss, prog_bar=True, on_epoch=True)
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True, on_epoch=True)
+
+    # Testing by generation.
+
+    def on_test_start(self) -> None:
+        """Say what is scored, and where predictions go."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not self._adapted and self.trainer.ckpt_path is None:
+            rank_zero_warn(
+                "neither a checkpoint nor an adapter was given: this scores the bare base model "
+                "(--ckpt_path last, or --model.peft_path FOLDER)."
+            )
+        for task in data.test_tasks:
+            self.test_accuracy[_key(task)] = MeanMetric().to(self.device)
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions"
+        self._writer = PredictionWriter(folder, data)
+
+    def on_predict_start(self) -> None:
+        """Say where predictions go."""
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "predictions"
+        self._writer = PredictionWriter(folder, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> list[str]:
+        """Answers to left-padded prompts, decoded as the data module's protocol says."""
+        protocol = self.trainer.datamodule.protocol  # type: ignore[attr-defined]
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        sampling = {"temperature": protocol.temperature} if protocol.temperature else {}
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        output = self.model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=protocol.max_new_tokens,
+            num_beams=protocol.num_beams,
+            do_sample=bool(sampling),
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            **({"stop_strings": list(protocol.stop), "tokenizer": tokenizer} if protocol.stop else {}),
+            **sampling,
+        )
+        new = output[:, batch["input_ids"].shape[1] :]
+        return tokenizer.batch_decode(new, skip_special_tokens=True)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Generate, write and score the answers to one batch of prompts."""
+        assert self._writer is not None
+        correct = self._writer.write(batch, self.generate(batch))
+        metric = self.test_accuracy[_key(batch["task"])]
+        metric.update(torch.tensor(correct, dtype=torch.float32, device=self.device))  # type: ignore[operator]
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """Generate and write the answers to one batch of prompts."""
+        assert self._writer is not None
+        outputs = self.generate(batch)
+        self._writer.write(batch, outputs)
+        return outputs
+
+    def on_test_epoch_end(self) -> None:
+        """Log each task's accuracy and their unweighted mean."""
+        scores = {task: metric.compute() for task, metric in self.test_accuracy.items()}  # type: ignore[operator]
+        for task, score in scores.items():
+            self.log(f"test/{task}", score)
+        self.log("test/average", torch.stack(list(scores.values())).mean())
+
+    # Checkpoints: adapters, structure, random state.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is not the base's, and what a resumed run needs to go on exactly."""
+        checkpoint.update(checkpoint_of(self.model, self.adapter, prefix="model."))
+        checkpoint["random_state"] = get_random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is ours, and give the model its structure and ranks."""
+        restore_structure(self.model, self.adapter, checkpoint, prefix="model.")
+        self._random_state = checkpoint["random_state"]
+        self._adapted = True
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Go on with the random stream of the interrupted run, once all set-up has drawn from it."""
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
+
+    def on_fit_end(self) -> None:
+        """A fitted model is adapted, whatever is tested next."""
+        self._adapted = True
+
+
+def _key(task: str) -> str:
+    """Names of submodules hold no dots."""
+    return task.replace(".", "_")

@@ -1,0 +1,88 @@
+"""What of an adapted model goes into a checkpoint, and what a checkpoint must agree with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lightning_peft.adapters import adapter_layers, adapter_state_dict
+from lightning_peft.adapters.state import fit_ranks
+from lightning_peft.strategies import AdapterStrategy
+
+
+def checkpoint_of(model: nn.Module, adapter: AdapterStrategy, prefix: str) -> dict[str, Any]:
+    """The entries of a checkpoint that describe an adapted model.
+
+    Args:
+        model: The adapted model.
+        adapter: Its strategy.
+        prefix: What stands before the model's names in the module that is saved.
+
+    Returns:
+        ``state_dict`` without the base's tensors, and ``adapter``.
+    """
+    return {
+        "state_dict": {f"{prefix}{k}": v for k, v in adapter_state_dict(model).items()},
+        "adapter": {
+            "strategy": type(adapter).__name__,
+            "base": adapter.base_fingerprint,
+            "layers": list(adapter_layers(model)),
+            "state": adapter.state_dict(),
+        },
+    }
+
+
+def restore_structure(
+    model: nn.Module, adapter: AdapterStrategy, checkpoint: dict[str, Any], prefix: str
+) -> None:
+    """Give a freshly attached model the structure and ranks of a checkpoint.
+
+    Args:
+        model: The adapted model.
+        adapter: Its strategy.
+        checkpoint: The checkpoint, whose tensors are loaded afterwards.
+        prefix: As in :func:`checkpoint_of`.
+
+    Raises:
+        ValueError: If the checkpoint is of another strategy, base model or set of layers.
+    """
+    saved = checkpoint.get("adapter")
+    if saved is None:
+        raise ValueError("the checkpoint was not written by lightning_peft: it has no entry 'adapter'.")
+    given = type(adapter).__name__
+    if saved["strategy"] != given:
+        raise ValueError(
+            f"the checkpoint was trained with {saved['strategy']}, model.adapter is {given}; give the "
+            "configuration that it was trained with."
+        )
+    if saved["base"] != adapter.base_fingerprint:
+        raise ValueError(
+            f"the checkpoint's base model has fingerprint {saved['base']}, model.model_name_or_path "
+            f"has {adapter.base_fingerprint}: an adapter fits only the base that it was trained on."
+        )
+    adapter.restructure(model, saved["state"])
+    _same_layers(saved["layers"], list(adapter_layers(model)))
+    fit_ranks(model, checkpoint["state_dict"], prefix)
+    expected = {f"{prefix}{name}" for name in adapter_state_dict(model)}
+    differing = sorted(expected ^ checkpoint["state_dict"].keys())
+    if differing:
+        raise ValueError(
+            f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors in "
+            "all); give the adapter's arguments with which it was trained."
+        )
+
+
+def _same_layers(saved: list[str], present: list[str]) -> None:
+    only_saved = [name for name in saved if name not in set(present)]
+    only_here = [name for name in present if name not in set(saved)]
+    if only_saved or only_here:
+        raise ValueError(
+            f"the checkpoint adapts other target_modules: only there {_some(only_saved)}; "
+            f"only here {_some(only_here)}."
+        )
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more

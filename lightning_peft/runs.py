@@ -1,0 +1,185 @@
+"""A run's folder: where it is, its logger, and checkpoints that are written whole.
+
+    <root>/version_N/
+        config.yaml  metrics.csv  importance.csv  importance.png  run.json
+        adapter/  checkpoints/  predictions/
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from lightning_peft.atomic import write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that a crash in the middle of writing cannot harm.
+
+    Lightning's own writer goes through a temporary file that may lie on another file system, from
+    where a move is a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint beside its place and move it there."""
+        write_atomically(path, lambda part: torch.save(checkpoint, part))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is cut off or damaged.
+        """
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, or say in one sentence why that fails.
+
+    Args:
+        path: The file.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is cut off or damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"the checkpoint {path} does not exist.")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"the checkpoint {path} is cut off or damaged ({reason}); resume from the one before it."
+        ) from error
+
+
+def next_folder(root: str | Path) -> Path:
+    """The folder of a new run under a root: ``version_N`` with the first N above those there."""
+    return Path(root) / f"version_{max(_versions(root), default=-1) + 1}"
+
+
+def _versions(root: str | Path) -> list[int]:
+    names = (re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*") if p.is_dir())
+    return [int(name[1]) for name in names if name]
+
+
+def folder_of(checkpoint: str | Path) -> Path:
+    """The folder of the run that wrote a checkpoint."""
+    parent = Path(checkpoint).absolute().parent
+    return parent.parent if parent.name == "checkpoints" else parent
+
+
+def find_last(root: str | Path) -> Path:
+    """The newest checkpoint that can be read, of the newest run under a root that has any.
+
+    Args:
+        root: The trainer's ``default_root_dir``, or a run's own folder.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    root = Path(root)
+    folders = [root, *(root / f"version_{n}" for n in sorted(_versions(root), reverse=True))]
+    for folder in folders:
+        files = sorted(folder.glob("checkpoints/*.ckpt"), key=_step_of, reverse=True)
+        for path in files:
+            try:
+                read_checkpoint(path)
+            except ValueError as error:
+                rank_zero_warn(str(error))
+                continue
+            return path
+    raise FileNotFoundError(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
+
+
+def _step_of(path: Path) -> tuple[int, float]:
+    step = re.search(r"step=(\d+)", path.name)
+    return int(step[1]) if step else -1, path.stat().st_mtime
+
+
+class RunLogger(CSVLogger):
+    """``metrics.csv`` in a run's folder, each step once, also after a resumption.
+
+    Rows go to the disk as they come. Lightning's own CSV logger deletes the file of the run that it
+    should go on with.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+        self.path = Path(folder) / "metrics.csv"
+        self.rows: list[dict[str, str]] = []
+        self.columns = ["step"]
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder itself."""
+        return str(self.path.parent)
+
+    def go_on_from(self, step: int) -> None:
+        """Keep the rows of steps below ``step`` (0-based), which the resumed run will not write again."""
+        self.rows, self.columns = [], ["step"]
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or ["step"])
+                whole = [row for row in reader if None not in row.values()]
+            self.rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
+        self._rewrite()
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: ``config.yaml`` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write one row; metrics of one step that come one after another share a row."""
+        row = {key: f"{float(value):.9g}" for key, value in metrics.items()}
+        step_text = str(0 if step is None else step)
+        new = [key for key in row if key not in self.columns]
+        self.columns += new
+        if self.rows and self.rows[-1]["step"] == step_text:
+            self.rows[-1].update(row)
+            self._rewrite()
+            return
+        self.rows.append({"step": step_text, **row})
+        if new or not self.path.is_file():
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="").writerow(self.rows[-1])
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing: rows are on the disk already."""
+
+    def _rewrite(self) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+        write_atomically(self.path, write)

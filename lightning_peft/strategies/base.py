@@ -1,0 +1,326 @@
+"""The interface of every method: what stands beside a linear, and what happens at each step."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from lightning_peft.adapters.attach import AttachReport, adapter_layers, make_report, match_targets
+from lightning_peft.adapters.attach import replace_linears
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.state import fingerprint
+
+Gate = Callable[[int], nn.Module]
+Sample = Callable[[float], Iterable[Any]]
+Loss = Callable[[Any], Tensor]
+
+
+def _noted(method: Callable[..., None]) -> Callable[..., None]:
+    """Remember that a method was called since the optimizer's last step."""
+
+    @functools.wraps(method)
+    def wrapper(self: AdapterStrategy, *args: Any, **kwargs: Any) -> None:
+        self._noted.add(method.__name__)
+        method(self, *args, **kwargs)
+
+    return wrapper
+
+
+# Those whose calls are watched. One hook serves all: a hook that removes itself, or is removed by the
+# garbage collector, would change torch's collection of hooks while torch iterates over it.
+_watched: weakref.WeakSet[AdapterStrategy] = weakref.WeakSet()
+
+
+def _watch(strategy: AdapterStrategy) -> None:
+    if not _watched_hook:
+        _watched_hook.append(register_optimizer_step_post_hook(_optimizer_stepped))
+    _watched.add(strategy)
+
+
+def _optimizer_stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for strategy in list(_watched):
+        strategy._stepped(optimizer)
+
+
+_watched_hook: list[RemovableHandle] = []
+
+
+class AdapterStrategy(Callback):
+    """How a frozen model is adapted, and how its adapters are pruned or shared while it trains.
+
+    Every method has a default, and the defaults are LoRA. Before :meth:`attach` an instance holds
+    arguments only. In a Lightning run the hooks below call its methods; in any other loop call them by
+    hand::
+
+        strategy = PrunedLoRA(r=32, target_r=8)
+        print(strategy.attach(model))
+        for step, batch in enumerate(loader):
+            (loss(model, batch) + strategy.penalty(model)).backward()
+            strategy.before_step(model, optimizer, step)
+            optimizer.step()
+            strategy.after_step(model, optimizer, step)
+            optimizer.zero_grad()
+
+    A new method overrides what differs; :meth:`gate` is the smallest thing::
+
+        class HalfDrop(AdapterStrategy):
+            def gate(self, r):
+                return nn.Dropout(0.5)
+
+    Args:
+        r: Rank, at least 1.
+        lora_alpha: Numerator of the scaling ``lora_alpha / r``; 2 r when None.
+        lora_dropout: Probability of dropping an element of a layer's input, in training.
+        target_modules: The linears to adapt: a list of names or ends of names, a regex of full names, or
+            ``all-linear`` (every linear but the output layer).
+        exclude_modules: The same forms, taken away from the targets.
+        modules_to_save: Modules that train in full beside the adapters (a classification head), and are
+            saved with them; names or ends of names.
+        use_rslora: Scale by ``lora_alpha / sqrt(r)``.
+        init_lora_weights: True (A Kaiming-uniform, B zero), ``gaussian``, or False, as in PEFT.
+        rank_gate: Makes the module between A and B from the rank, for every method that does not bring
+            its own: DropLoRA's masks on any other method.
+
+    Raises:
+        ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        r: int = 8,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        target_modules: str | list[str] = "all-linear",
+        exclude_modules: str | list[str] | None = None,
+        modules_to_save: list[str] | None = None,
+        use_rslora: bool = False,
+        init_lora_weights: bool | str = True,
+        rank_gate: Gate | None = None,
+    ) -> None:
+        super().__init__()
+        if r < 1:
+            raise ValueError(f"r must be at least 1, got {r}.")
+        if not 0 <= lora_dropout < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
+        self.r = r
+        self.lora_alpha = 2 * r if lora_alpha is None else lora_alpha
+        self.lora_dropout = lora_dropout
+        self.target_modules = target_modules
+        self.exclude_modules = exclude_modules
+        self.modules_to_save = modules_to_save
+        self.use_rslora = use_rslora
+        self.init_lora_weights = init_lora_weights
+        self.rank_gate = rank_gate
+        self.model: nn.Module | None = None
+        self.base_fingerprint = ""
+        self.decisions: list[dict[str, Any]] = []
+        self._noted: set[str] = set()
+        self._layers: list[LoRALinear] = []
+        self._needed: set[str] = set()
+        self._steps = 0
+        self._last_step = -1
+
+    # What a method may override.
+
+    def gate(self, r: int) -> nn.Module | None:
+        """What stands between A and B: a module on rank activations (..., r), or nothing.
+
+        In eval it must be a fixed diagonal. See :mod:`lightning_peft.adapters.gates`.
+        """
+        return self.rank_gate(r) if self.rank_gate is not None else None
+
+    def layer(self, base: nn.Module) -> LoRALinear:
+        """What stands in the place of a linear."""
+        return LoRALinear(
+            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
+        )
+
+    def initialize(self, layer: LoRALinear) -> None:
+        """Set a layer's parameters before training; the layer should equal its base."""
+        layer.reset_parameters(self.init_lora_weights)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        sample: Sample,
+        loss: Loss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+    ) -> None:
+        """Look at data before the first step, and change the layers if need be. Not called on resume.
+
+        Args:
+            model: The adapted model.
+            sample: Gives batches of a stratified share (0 to 1) of the training set, to iterate again
+                and again.
+            loss: Of one batch, a scalar with gradients.
+            optimizer: Makes the optimizer of updates that are thrown away.
+        """
+
+    @_noted
+    def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Act after the backward pass and before the optimizer's step ``global_step`` (0-based).
+
+        Gradients are those of the whole accumulation window, unscaled and not yet clipped.
+        """
+
+    @_noted
+    def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Act after the optimizer's step ``global_step`` (0-based); overriders call ``super()``."""
+        for layer in adapter_layers(model).values():
+            if hasattr(layer.gate, "new_step"):
+                layer.gate.new_step()  # type: ignore[union-attr,operator]
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """A term that is added to the loss."""
+        return 0.0
+
+    def optimizer(
+        self,
+        params: Iterable[nn.Parameter],
+        default: Callable[[Iterable[nn.Parameter]], Optimizer],
+    ) -> Optimizer:
+        """The optimizer of the trainable parameters, by default the one that the run is configured with."""
+        return default(params)
+
+    def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
+        """Give a freshly attached model the structure of a checkpoint, before its tensors are loaded.
+
+        Ranks need no help: layers are shrunk to what is saved.
+
+        Args:
+            model: The adapted model.
+            state: What :meth:`state_dict` gave.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the tensors: plain values and tensors only."""
+        return {"decisions": self.decisions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.decisions = state_dict["decisions"]
+
+    # What all methods share.
+
+    def attach(self, model: nn.Module) -> AttachReport:
+        """Freeze a model and put adapters beside its target linears.
+
+        Args:
+            model: Changed in place.
+
+        Returns:
+            What was done, for printing.
+
+        Raises:
+            ValueError: If a pattern matches nothing, the strategy is attached already, or the model has
+                adapters already.
+        """
+        if self.model is not None:
+            raise ValueError(f"this {type(self).__name__} is attached already; make one for each model.")
+        if adapter_layers(model):
+            raise ValueError("the model has adapters already; merge them, or load the bare base model.")
+        matched = match_targets(model, self.target_modules, self.exclude_modules)
+        self.base_fingerprint = fingerprint(model)
+        model.requires_grad_(False)
+        names = [name for group in matched.values() for name in group]
+        for layer in replace_linears(model, names, self.layer).values():
+            self.initialize(layer)
+        self._train_saved_modules(model)
+        self.model = model
+        self._watch_optimizer(model)
+        counts = {pattern: len(group) for pattern, group in matched.items()}
+        return make_report(model, type(self).__name__, counts)
+
+    def note(self, step: int, layer: str, event: str, rank: int) -> None:
+        """Remember a decision, for the record and the pictures.
+
+        Args:
+            step: Optimizer step, 0-based.
+            layer: Full name.
+            event: One word: ``removed``, ``shared``, …
+            rank: Of the layer afterwards.
+        """
+        self.decisions.append({"step": step, "layer": layer, "event": event, "rank": rank})
+
+    def _train_saved_modules(self, model: nn.Module) -> None:
+        for pattern in self.modules_to_save or []:
+            found = [
+                module
+                for name, module in model.named_modules()
+                if name == pattern or name.endswith(f".{pattern}")
+            ]
+            if not found:
+                raise ValueError(f"modules_to_save: {pattern!r} matches no module of the model.")
+            for module in found:
+                module.requires_grad_(True)
+
+    # A method that acts at steps must not stay LoRA in silence because nobody calls it.
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Note every call of an overridden ``before_step`` or ``after_step``."""
+        super().__init_subclass__(**kwargs)
+        for name in ("before_step", "after_step"):
+            if name in vars(cls):
+                setattr(cls, name, _noted(vars(cls)[name]))
+
+    def _needed_calls(self, model: nn.Module) -> set[str]:
+        own = type(self)
+        needed = {
+            name
+            for name in ("before_step", "after_step")
+            if getattr(own, name) is not getattr(AdapterStrategy, name)
+        }
+        redrawn = any(hasattr(layer.gate, "new_step") for layer in adapter_layers(model).values())
+        return needed | {"after_step"} if redrawn else needed
+
+    def _watch_optimizer(self, model: nn.Module) -> None:
+        self._needed, self._steps = self._needed_calls(model), 0
+        if self._needed:
+            self._layers = list(adapter_layers(model).values())
+            _watch(self)
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        own = {id(layer.lora_A) for layer in self._layers}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            return
+        self._steps += 1
+        missing = self._needed - self._noted - ({"after_step"} if self._steps == 1 else set())
+        self._noted.clear()
+        if missing:
+            raise RuntimeError(
+                f"{type(self).__name__} acts at every step, but {' and '.join(missing)} was "
+                "not called: call strategy.before_step(model, optimizer, step) before each "
+                "optimizer.step() and strategy.after_step(model, optimizer, step) after it, or "
+                "have the strategy among the trainer's callbacks."
+            )
+
+    # Lightning calls the methods above.
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Call :meth:`before_step`."""
+        if self.model is not None:
+            self.before_step(self.model, optimizer, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Call :meth:`after_step` once for each optimizer step, not for each micro-batch."""
+        step = trainer.global_step - 1
+        if self.model is not None and step > self._last_step and step >= 0:
+            self.after_step(self.model, trainer.optimizers[0], step)
+        self._last_step = max(step, self._last_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin after the steps that a resumed run has made already."""
+        self._last_step = trainer.global_step - 1
