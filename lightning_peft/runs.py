@@ -132,21 +132,25 @@ class RunLogger(CSVLogger):
         self.path = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, str]] = []
         self.columns = ["step"]
+        self._read()
 
     @property
     def log_dir(self) -> str:
         """The run's folder itself."""
         return str(self.path.parent)
 
+    def _read(self) -> None:
+        """Take up the rows of an earlier session, but for a last line that was cut off."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or ["step"])
+            self.rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
+
     def go_on_from(self, step: int) -> None:
-        """Keep the rows of steps below ``step`` (0-based), which the resumed run will not write again."""
-        self.rows, self.columns = [], ["step"]
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.columns = list(reader.fieldnames or ["step"])
-                whole = [row for row in reader if None not in row.values()]
-            self.rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
+        """Keep the rows of steps below ``step`` (0-based): the resumed run writes the others again."""
+        self.rows = [row for row in self.rows if int(row["step"]) < step]
         self._rewrite()
 
     @rank_zero_only

@@ -53,12 +53,12 @@ def check_strategy(strategy: AdapterStrategy | Make, ranks: int = 1) -> None:
 
     In this order: the attached model equals the base in eval and has a finite loss in training;
     nothing but adapters and ``modules_to_save`` trains; twelve optimizer steps with AdamW have
-    finite losses, and each trained parameter has a gradient other than zero within three; eval is
-    deterministic; what is saved gives the same logits when loaded; merged equals unmerged in eval;
-    a run resumed from a checkpoint ends with the same bits as one that was never stopped; what is
-    exported gives the same logits in PEFT (if installed) and here; activation checkpointing changes
-    no gradient. With more ranks: as many processes that average their gradients end with the same
-    parameters, ranks and decisions.
+    finite losses, and each trained parameter has a gradient other than zero within three (twelve
+    behind a gate, which may mask it for some); eval is deterministic; what is saved gives the same
+    logits when loaded; merged equals unmerged in eval; a run resumed from a checkpoint ends with
+    the same bits as one that was never stopped; what is exported gives the same logits in PEFT (if
+    installed) and here; activation checkpointing changes no gradient. With more ranks: as many
+    processes that average their gradients end with the same parameters, ranks and decisions.
 
     The run has 12 optimizer steps, so give the strategy a schedule that acts within them. One
     without adapters (full fine-tuning) is spared what makes no sense for it.
@@ -305,8 +305,8 @@ def _check_training(make: Make) -> _Run:
             run.broken(f"the loss is {loss} at step {step}.")
         untouched = {n: p for n, p in untouched.items() if p.grad is None or not p.grad.any()}
         run.update(step)
-        if step == 2:
-            _assert_touched(run, untouched)
+        if step in (2, STEPS - 1):
+            _assert_touched(run, untouched, step)
         _assert_optimized(run, step)
         if step + 1 in SAVED_AFTER:
             run.saved[step + 1] = run.save()
@@ -316,12 +316,17 @@ def _check_training(make: Make) -> _Run:
     return run
 
 
-def _assert_touched(run: _Run, untouched: dict[str, nn.Parameter]) -> None:
+def _assert_touched(run: _Run, untouched: dict[str, nn.Parameter], step: int) -> None:
     alive = {id(p) for p in run.model.parameters()}
+    # Masks may leave out all components of a small layer: behind a gate it has all steps.
+    gated = tuple(
+        name for name, layer in adapter_layers(run.model).items() if layer.gate is not None
+    )
     for name, parameter in untouched.items():
-        if id(parameter) in alive and parameter.numel():
+        waits = step < STEPS - 1 and name.startswith(gated)
+        if id(parameter) in alive and parameter.numel() and not waits:
             run.broken(
-                f"{name} trains, but had no gradient other than zero in three optimizer steps."
+                f"{name} trains, but had no gradient other than zero in {step + 1} optimizer steps."
             )
 
 

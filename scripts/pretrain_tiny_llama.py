@@ -51,7 +51,9 @@ class Phase:
         copied: Tokens of copying per step. The batch shrinks as its prompts grow, so that steps
             cost about the same.
         unrelated: Share of the label lists that are unrelated words.
-        curriculum: Whether to begin with short prompts and many echoes.
+        echoes: Share of texts to repeat at the start, which fades over the first half.
+        shuffled: Whether these are lists to repeat in another order.
+        curriculum: Whether to begin with short prompts.
     """
 
     steps: int
@@ -60,7 +62,9 @@ class Phase:
     additions: int
     copied: int
     unrelated: float
-    curriculum: bool
+    echoes: float
+    shuffled: bool = False
+    curriculum: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,14 +224,22 @@ def draw_echo(rng: random.Random, length: int) -> ChoiceExample:
     return ChoiceExample(text + "/", [text], text, (0, 0))
 
 
+def draw_shuffled(rng: random.Random, length: int) -> ChoiceExample:
+    """Draws a list to repeat in another order, so that words are found by content, not distance."""
+    listed = [word(rng, 3) for _ in range(max(2, length // 14))]
+    target = " ".join(rng.sample(listed, len(listed)))
+    return ChoiceExample("/".join(listed) + rng.choice([" ", "\n"]), [target], target, (0, 0))
+
+
 def draw_copying(rng: random.Random, phase: Phase, progress: float) -> list[ChoiceExample]:
-    """Draws the copying batch of a step; echoes fade out over the first half of the training."""
-    length = prompt_length(rng, progress)
+    """Draws the copying batch of a step."""
+    length = prompt_length(rng, progress if phase.curriculum else 1.0)
     count = min(phase.copied // 64, max(4, phase.copied // length))
-    echoes = 0.5 * max(0.1, 1 - 2 * progress)
+    echoes = max(0.05, phase.echoes * (1 - 2 * progress))
+    echo = draw_shuffled if phase.shuffled else draw_echo
     lengths = [rng.randint(3 * length // 4, length) for _ in range(count)]
     return [
-        draw_echo(rng, item) if rng.random() < echoes else draw_choice(rng, item, phase.unrelated)
+        echo(rng, item) if rng.random() < echoes else draw_choice(rng, item, phase.unrelated)
         for item in lengths
     ]
 
@@ -298,6 +310,21 @@ def choice_accuracy(
     return correct / len(examples)
 
 
+def choice_facts(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: list[ChoiceExample]
+) -> dict[str, str]:
+    """Measures the naming of listed labels, by kind of list and over all."""
+    numbered = [item for item in examples if item.induced[1]]
+    unrelated = [item for item in examples if not item.induced[1]]
+    shares = [choice_accuracy(model, tokenizer, kind) for kind in (numbered, unrelated)]
+    overall = (shares[0] * len(numbered) + shares[1] * len(unrelated)) / len(examples)
+    return {
+        f"listed label named ({len(examples):,} prompts)": f"{overall:.2%}",
+        f"of them numbered labels ({len(numbered):,})": f"{shares[0]:.2%}",
+        f"of them unrelated words ({len(unrelated):,})": f"{shares[1]:.2%}",
+    }
+
+
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Computes the rate of a step: linear warm-up over 100 steps, then cosine to zero."""
     warmup = min(100, steps // 10 + 1)
@@ -321,6 +348,7 @@ def card(
     args: argparse.Namespace, phases: list[Phase], parameters: int, facts: dict[str, str]
 ) -> str:
     """Writes the model card from what the run measured."""
+    steps = " ".join(map(str, args.steps))
     mixture = "\n".join(
         f"{index}. {phase.steps:,} steps of {phase.additions} additions and at most about "
         f"{phase.copied:,} tokens\n   of copying, {phase.unrelated:.0%} of the lists of unrelated "
@@ -345,8 +373,8 @@ only the two tasks below. Nothing measured on it says anything about large model
 ## How it was made
 
 ```bash
-python scripts/pretrain_tiny_llama.py --output DIR --steps {args.steps} \\
-    --copying-steps {args.copying_steps} --seed {args.seed} --threads {args.threads}
+python scripts/pretrain_tiny_llama.py --output DIR --steps {steps} \\
+    --seed {args.seed} --threads {args.threads}
 ```
 
 All data are generated from the seed. Each step mixes
@@ -355,7 +383,8 @@ All data are generated from the seed. Each step mixes
   towards long carries; {HELD_OUT:,} uniformly drawn pairs are held out of training;
 * copying: random text of up to {LONGEST_PROMPT} bytes that lists made-up labels near its end
   (`kvot1/kvot2/kvot3`), answered by one of them at random. Which label is not learnable; that it is
-  a listed one is. Among them, fewer and fewer texts to repeat.
+  a listed one is. Among them, fewer and fewer texts to repeat as they are, and in the last phase
+  lists to repeat in another order.
 
 {mixture}
 
@@ -417,16 +446,19 @@ def pretrain(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer))
     parameters = sum(p.numel() for p in model.parameters())
+    first, second, third = args.steps
     phases = [
-        Phase(args.steps, args.steps * 8 // 5, 3e-3, 128, 3072, unrelated=0.3, curriculum=True),
+        Phase(first, first * 8 // 5, 3e-3, 128, 3072, unrelated=0.3, echoes=0.5, curriculum=True),
         # Addition is known by now, and needs only to be kept.
-        Phase(args.copying_steps, args.copying_steps, 2e-3, 32, 4096, 0.5, curriculum=False),
+        Phase(second, second * 2, 2e-3, 32, 4096, unrelated=0.5, echoes=0.0),
+        # Numbered labels are copied by now; unrelated ones are still mixed up with each other.
+        Phase(third, third, 2e-3, 32, 4096, unrelated=0.5, echoes=0.8, shuffled=True),
     ]
     total = sum(phase.steps for phase in phases)
     done, earlier = 0, 0.0
-    if args.resume_after is not None:
+    if args.resume is not None:
         model = LlamaForCausalLM.from_pretrained(args.output)
-        done, earlier = phases[0].steps, args.resume_after
+        done, earlier = sum(args.steps[: args.resume[0]]), float(args.resume[1])
 
     started = time.perf_counter() - earlier
     for index, phase in enumerate(phases):
@@ -441,8 +473,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 group["lr"] = learning_rate(step, phase.horizon, phase.peak)
             sums = encode_additions(draw_pairs(generator, phase.additions, held_out))
             sums_scored = torch.arange(sums.shape[1]).ge(8).expand_as(sums)
-            progress = step / phase.horizon if phase.curriculum else 1.0
-            copying = encode_choices(draw_copying(rng, phase, progress))
+            copying = encode_choices(draw_copying(rng, phase, step / phase.horizon))
             losses = train_step(model, optimizer, [(sums, sums_scored), copying])
 
             done += 1
@@ -461,9 +492,9 @@ def pretrain(args: argparse.Namespace) -> None:
             facts = {
                 "optimiser steps": f"{done:,} of {total:,}",
                 "seconds": f"{seconds:.0f} ({args.threads} CPU threads, shared machine)",
+                "run in one piece": "yes" if args.resume is None else "no, with `--resume`",
                 "exact sums, held-out": f"{addition_accuracy(model, held_out_pairs):.2%}",
-                "listed label named": f"{choice_accuracy(model, tokenizer, tests):.2%}",
-                "choice prompts tested": f"{len(tests):,}",
+                **choice_facts(model, tokenizer, tests),
             }
             print(facts, flush=True)
             if done % 500 == 0 or step + 1 == phase.steps:
@@ -477,15 +508,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pre-trains the embedded tiny LLaMA.")
     default = Path(__file__).parents[1] / "lightning_peft" / "assets" / "tiny_llama"
     parser.add_argument("--output", type=Path, default=default, help="folder to write")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the first phase")
-    parser.add_argument("--copying-steps", type=int, default=1000, help="steps of the second phase")
+    parser.add_argument(
+        "--steps", type=int, nargs=3, default=[1500, 500, 700], help="steps of the three phases"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument(
-        "--resume-after",
-        type=float,
-        metavar="SECONDS",
-        help="skip the first phase, whose result is in the output folder and took SECONDS",
+        "--resume",
+        type=int,
+        nargs=2,
+        metavar=("PHASES", "SECONDS"),
+        help="continue from the output folder, made by that many phases in that many seconds",
     )
     return parser.parse_args()
 

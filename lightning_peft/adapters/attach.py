@@ -13,6 +13,7 @@ from torch import nn
 from lightning_peft.adapters.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
+_HEADS = ("score", "classifier")  # of classification models, PEFT's SEQ_CLS_HEAD_NAMES
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -21,9 +22,12 @@ def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 
 def _output_names(model: nn.Module) -> set[str]:
-    """The full name of the model's output layer, which ``all-linear`` leaves alone, as PEFT does."""
+    """Full names in the output layer or classification head, which ``all-linear`` leaves alone."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return {name for name, module in model.named_modules() if module is head}
+    if head is None:
+        head = next((getattr(model, n) for n in _HEADS if hasattr(model, n)), None)
+    inside = set(head.modules()) if isinstance(head, nn.Module) else set()
+    return {name for name, module in model.named_modules() if module in inside}
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -44,14 +48,16 @@ def match_targets(
     model: nn.Module,
     target_modules: str | Sequence[str],
     exclude_modules: str | Sequence[str] | None = None,
+    modules_to_save: Sequence[str] | None = None,
 ) -> dict[str, list[str]]:
     """Which linears each pattern names, as PEFT reads patterns.
 
     Args:
         model: The model.
         target_modules: A list of names or ends of names; or a regex that full names match whole; or
-            ``"all-linear"``: every linear but the output layer.
+            ``"all-linear"``: every linear but those of the output layer or classification head.
         exclude_modules: The same forms, taken away afterwards.
+        modules_to_save: Modules that train in full, so that nothing in them is adapted.
 
     Returns:
         For each pattern the full names of the linears that it matched first, in the model's order.
@@ -79,6 +85,7 @@ def match_targets(
                 _refuse_other_types(model, pattern)
                 raise _nothing_matched(pattern, linears)
     excluded = _excluded(linears, exclude_modules)
+    excluded |= {n for n in linears if any(f".{p}." in f".{n}." for p in modules_to_save or ())}
     result = {p: [n for n in names if n not in excluded] for p, names in matched.items()}
     if not any(result.values()):
         raise _nothing_matched(str(target_modules), linears)

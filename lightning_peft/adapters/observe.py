@@ -37,14 +37,15 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.model, self.observer = model, observer
         self._handles: list[RemovableHandle] = []
-        self._mask: Tensor | None = None
+        self._shape: torch.Size | None = None
+        self._attended: Any = None
         self._seen: set[str] = set()
         self._inside = False
 
     def __enter__(self) -> observe_inputs:
         """Begin to watch."""
         hook = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        end = self.model.register_forward_hook(self._end)
+        end = self.model.register_forward_hook(self._end, always_call=True)
         self._handles = [hook, end]
         for name, layer in adapter_layers(self.model).items():
             self._handles.append(layer.register_forward_pre_hook(self._look(name)))
@@ -61,7 +62,10 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
             handle.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._mask = kwargs.get("attention_mask")
+        mask = kwargs.get("attention_mask")
+        self._shape = mask.shape if mask is not None and mask.dim() == 2 else None
+        # Positions are found once, since finding them waits for the device.
+        self._attended = None if self._shape is None else mask.reshape(-1).nonzero()[:, 0]
         self._seen = set()
         self._inside = True
 
@@ -75,9 +79,12 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
             if not self._inside or name in self._seen:
                 return
             self._seen.add(name)
-            x, mask = args[0].detach(), self._mask
-            if mask is not None and mask.dim() == 2 and mask.shape == x.shape[:-1]:
-                x = x[mask.bool()]
-            self.observer(name, layer, x.reshape(-1, x.shape[-1]))  # type: ignore[arg-type]
+            x = args[0].detach()
+            tokens = x.reshape(-1, x.shape[-1])  # (batch * tokens, d_in)
+            if self._shape == x.shape[:-1]:
+                tokens = tokens.index_select(0, self._attended.to(x.device))
+            # What is summed over thousands of tokens is computed in the adapters' own precision.
+            with torch.autocast(x.device.type, enabled=False):
+                self.observer(name, layer, tokens)  # type: ignore[arg-type]
 
         return hook

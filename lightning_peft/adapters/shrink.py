@@ -35,7 +35,14 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
     """
     fresh = nn.Parameter(value, parameter.requires_grad)
     parameter.grad = None
-    torch.utils.swap_tensors(parameter, fresh)
+    try:
+        torch.utils.swap_tensors(parameter, fresh)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "components cannot be removed while something else holds on to their parameter: a "
+            "graph that is still to be used (retain_graph=True, a forward pass without its backward "
+            f"pass), a view or a weak reference ({error})."
+        ) from error
     parameter.grad = grad
 
 

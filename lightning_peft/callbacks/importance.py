@@ -143,7 +143,8 @@ class LayerImportance(Callback):
             decisions = [] if strategy is None else strategy.decisions
             text = ",".join(DECISIONS) + "\n" + csv_text(decisions, DECISIONS)
             write_atomically(folder / "decisions.csv", lambda path: path.write_text(text))
-            save_importance(folder, title="" if strategy is None else type(strategy).__name__)
+            if (folder / "importance.csv").read_bytes().count(b"\n") > 1:  # rows, not only names
+                save_importance(folder, title="" if strategy is None else type(strategy).__name__)
         except Exception as error:  # a picture that fails must not take a trained adapter with it
             rank_zero_warn(f"importance.png was not drawn: {error}")
 

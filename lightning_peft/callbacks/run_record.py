@@ -65,8 +65,8 @@ class RunRecord(Callback):
         self._began = time.perf_counter()
         self._write(trainer, pl_module, status="running")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the final record and the adapter."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the final record and the adapter; also of a run that was killed after its last step."""
         if not trainer.is_global_zero:
             return
         folder = run_folder(trainer)

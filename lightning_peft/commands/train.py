@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightning_peft.datamodules
 import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
 from lightning_peft.callbacks import LayerImportance, RunRecord
-from lightning_peft.commands.parser import FriendlyParser
-from lightning_peft.runs import AtomicCheckpointIO, RunLogger, find_last, folder_of, next_folder
+from lightning_peft.commands.parser import FriendlyParser, own_sentence
+from lightning_peft.runs import (
+    AtomicCheckpointIO,
+    RunLogger,
+    find_last,
+    folder_of,
+    next_folder,
+    read_checkpoint,
+)
+from lightning_peft.strategies import AdapterStrategy
 
 
 class Checkpoints(ModelCheckpoint):
@@ -37,21 +50,57 @@ class Checkpoints(ModelCheckpoint):
             save_on_train_epoch_end=False,
         )
 
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Remember how many steps were made before this batch."""
+        self._steps_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save right after an optimizer step that is due.
+
+        Lightning's own hook puts the save off at the last batch of an epoch, to the first batch of the
+        next one: in the middle of an accumulation window, whose gradients no checkpoint holds.
+        """
+        step = trainer.global_step
+        if step != self._steps_before and step % self._every_n_train_steps == 0:
+            self._save(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the end of training, whatever step it falls on."""
-        super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+# Whose constructor may refuse something, and how users write its key.
+KEYS: dict[type, str] = {
+    AdapterStrategy: "model.adapter",
+    LightningModule: "model",
+    LightningDataModule: "data",
+    Checkpoints: "checkpoint",
+    LayerImportance: "importance",
+    RunRecord: "record",
+    Callback: "trainer.callbacks",
+    Trainer: "trainer",
+}
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the folder of a fit; a test there leaves it alone."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write, if this is a fit."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Only make the folder, so that no other run takes it.
+
+        A start that fails later on must not change the configuration of the run it would resume.
+        """
+        folder = trainer.log_dir  # a broadcast: on every rank
+        if stage == "fit" and trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class PeftCLI(LightningCLI):
@@ -70,6 +119,9 @@ class PeftCLI(LightningCLI):
         )
         parser.set_defaults({"model": {"class_path": "lightning_peft.modules.CausalLMModule"}})
 
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from the checkpoint, whose file Lightning would read here for arguments."""
+
     def before_instantiate_classes(self) -> None:
         """Find the run's folder and the checkpoint before anything is loaded."""
         config = self.config[self.subcommand]
@@ -81,7 +133,37 @@ class PeftCLI(LightningCLI):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
                 raise FileNotFoundError(f"ckpt_path: {self.ckpt_path} does not exist.")
+            read_checkpoint(
+                self.ckpt_path
+            )  # says that it is damaged before a large model is loaded
         self.folder = folder_of(self.ckpt_path) if self.ckpt_path else next_folder(root)
+
+    def instantiate_classes(self) -> None:
+        """Make everything, and let through what a constructor itself says of its arguments."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            sentence = own_sentence(error, KEYS)
+            if sentence is None:
+                raise
+            raise ValueError(sentence) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as error:
+            if (
+                subcommand == "fit"
+                and self.trainer.global_step == 0
+                and self.trainer.is_global_zero
+            ):
+                _remove(new)
+            if isinstance(error, (ValueError, MisconfigurationException)) and _from_lightning(
+                error
+            ):
+                raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer that logs into the run's folder and writes its checkpoints there, whole."""
@@ -111,6 +193,9 @@ class PeftCLI(LightningCLI):
             return
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         self.before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        # Fit adds the module's callbacks again, and warns of those that are there already.
+        own = getattr(self.model, "adapter", None)
+        self.trainer.callbacks = [c for c in self.trainer.callbacks if c is not own]
 
     def after_fit(self) -> None:
         """Say what came out and where it is."""
@@ -125,6 +210,41 @@ class PeftCLI(LightningCLI):
                 rank_zero_info(f"{name}: {self.folder / name}")
 
 
+def _remove(new: list[Path]) -> None:
+    """Remove the folders that a start made which came to nothing: the run's, and those above it."""
+    for path in new:
+        if path == new[0] and not any(path.glob("checkpoints/*")):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _from_lightning(error: BaseException) -> bool:
+    """Whether Lightning's own code raised an error, which is about the trainer's arguments then."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals["__name__"].startswith("lightning.pytorch.")
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip:", "Seed set to"))
+
+
+def _quieten() -> None:
+    """Drop what every run would say and what says nothing about this one."""
+    import huggingface_hub.utils
+    import transformers
+
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_is_wanted)
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning, r"lightning\.pytorch\.")
+    # A run that is resumed goes on in its own folder.
+    warnings.filterwarnings(
+        "ignore", "Checkpoint directory .* exists and is not empty", UserWarning
+    )
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # a download takes long enough to be shown
+
+
 def main(words: list[str]) -> None:
     """Parse the words of one command and run it.
 
@@ -134,6 +254,7 @@ def main(words: list[str]) -> None:
     import sys
 
     sys.argv = [sys.argv[0], *words]
+    _quieten()
     PeftCLI(
         LightningModule,
         LightningDataModule,
@@ -144,5 +265,10 @@ def main(words: list[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        trainer_defaults={"default_root_dir": "runs", "enable_model_summary": False},
+        trainer_defaults={
+            "default_root_dir": "runs",
+            "enable_model_summary": False,
+            # The loaders share data out among processes themselves, so that they can be resumed.
+            "use_distributed_sampler": False,
+        },
     )

@@ -16,6 +16,7 @@ only in a batch.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -78,6 +79,12 @@ class ArithmeticDataset(Dataset[Any]):
     def __len__(self) -> int:
         """Return the number of problems."""
         return len(self.operators) * len(self.pairs)
+
+    def over(self, pairs: np.ndarray) -> ArithmeticDataset:
+        """Return the same data set over other pairs, without looking at the tokenizer again."""
+        other = copy.copy(self)
+        other.pairs = pairs
+        return other
 
     def problems(self, indices: Sequence[int]) -> np.ndarray:
         """Return the problem numbers of rows."""
@@ -198,7 +205,7 @@ class ArithmeticDataModule(TextDataModule):
         size = min([*sizes, self.train_size] if self.regime == "fixed" else sizes)
         rng = np.random.default_rng(self.seed)
         drawn = rng.choice(len(stream), size, replace=False) if size < len(stream) else None
-        held_out = ArithmeticDataset(self.encoder, self.operators, val)
+        held_out = stream.over(val)
         rows = fixed_sample(len(held_out), self.limits["val"])
         self.counts |= {"train": size, "val": len(rows)}
         return stream if drawn is None else Subset(stream, drawn), Subset(held_out, rows)

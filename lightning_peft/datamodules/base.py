@@ -233,12 +233,16 @@ class TextDataModule(LightningDataModule):
         if trainer is None:
             return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
         limit = trainer.limit_train_batches
+        # From a checkpoint written after an epoch's end, Lightning loads no loader's state, and
+        # `current_epoch` still is the epoch before.
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         return ResumableDataLoader(
             data,
             sampler,
             # Asked anew for each window: GradientAccumulationScheduler changes it.
             accumulate=lambda: trainer.accumulate_grad_batches,
             epoch_length=limit if isinstance(limit, int) else int(limit * len(sampler)),
+            epoch=epochs.processed,
             same_every_epoch=getattr(trainer, "overfit_batches", 0) > 0,
             num_workers=self.num_workers,
         )

@@ -39,6 +39,7 @@ class ResumableDataLoader(DataLoader[Any]):
         accumulate: Batches in an accumulation window, or a function that says it at present.
         epoch_length: Batches after which the epoch ends, if before the last one (Lightning's
             ``limit_train_batches``); there a short window ends too.
+        epoch: The epoch to begin with.
         same_every_epoch: Repeat the first epoch's order, for Lightning's ``overfit_batches``.
         num_workers: Worker processes.
     """
@@ -49,6 +50,7 @@ class ResumableDataLoader(DataLoader[Any]):
         sampler: RandomBatchSampler,
         accumulate: int | Callable[[], int] = 1,
         epoch_length: int | None = None,
+        epoch: int = 0,
         same_every_epoch: bool = False,
         num_workers: int = 0,
     ) -> None:
@@ -63,7 +65,7 @@ class ResumableDataLoader(DataLoader[Any]):
         self.accumulate = accumulate
         self.epoch_length = min(epoch_length or len(sampler), len(sampler))
         self.same_every_epoch = same_every_epoch
-        self.epoch = self.position = 0
+        self.epoch, self.position = epoch, 0
         self._continues = False
 
     def state_dict(self) -> dict[str, int]:

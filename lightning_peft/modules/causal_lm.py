@@ -20,7 +20,7 @@ from lightning_peft.adapters import adapter_layers, load_peft, trainable_paramet
 from lightning_peft.adapters.attach import make_report
 from lightning_peft.assets import resolve_model
 from lightning_peft.modules.checkpoint import checkpoint_of, restore_structure
-from lightning_peft.modules.loading import load_causal_lm
+from lightning_peft.modules.loading import check_model, check_training, load_causal_lm
 from lightning_peft.modules.predictions import PredictionWriter
 from lightning_peft.modules.random_state import get_random_state, set_random_state
 from lightning_peft.strategies import AdapterStrategy, LoRA
@@ -87,6 +87,12 @@ class CausalLMModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """The strategy is a callback, so that nobody has to call it."""
         return [self.adapter]
+
+    def prepare_data(self) -> None:
+        """Refuse a wrong model or optimizer before the data module asks for the model's tokenizer."""
+        check_model(self.model_name_or_path, self.dtype_name)
+        if self.trainer.state.fn in ("fit", "validate"):  # which may come first in a fit
+            check_training(self.make_optimizer, self.lr_scheduler_type)
 
     def configure_model(self) -> None:
         """Load the base and attach the strategy, once; works without a trainer too."""
@@ -234,8 +240,8 @@ class CausalLMModule(LightningModule):
         total, right, count = self._target_loss(batch)
         self.val_loss.update(total / count.clamp_min(1), weight=count)
         self.val_accuracy.update(right.float())
-        self.log("val_loss", self.val_loss, prog_bar=True, on_epoch=True)
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True, on_epoch=True)
+        metrics = {"val_loss": self.val_loss, "val_accuracy": self.val_accuracy}
+        self.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=len(batch["input_ids"]))
 
     # Testing by generation.
 
@@ -261,17 +267,17 @@ class CausalLMModule(LightningModule):
     def generate(self, batch: Batch) -> list[str]:
         """Answers to left-padded prompts, decoded as the data module's protocol says."""
         protocol = self.trainer.datamodule.protocol  # type: ignore[attr-defined]
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        encoder = self.trainer.datamodule.encoder  # type: ignore[attr-defined]
+        tokenizer = encoder.tokenizer
         sampling = {"temperature": protocol.temperature} if protocol.temperature else {}
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         output = self.model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             max_new_tokens=protocol.max_new_tokens,
             num_beams=protocol.num_beams,
             do_sample=bool(sampling),
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=encoder.pad_id,
+            eos_token_id=encoder.eos_id,
             **({"stop_strings": list(protocol.stop), "tokenizer": tokenizer} if protocol.stop else {}),
             **sampling,
         )
@@ -311,6 +317,12 @@ class CausalLMModule(LightningModule):
         restore_structure(self.model, self.adapter, checkpoint, prefix="model.")
         self._random_state = checkpoint["random_state"]
         self._adapted = True
+
+    def on_train_start(self) -> None:
+        """Let a resumed run's own csv files go on from here."""
+        for logger in self.trainer.loggers:
+            if self.trainer.global_step > 0 and hasattr(logger, "go_on_from"):
+                logger.go_on_from(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Go on with the random stream of the interrupted run, once all set-up has drawn from it."""

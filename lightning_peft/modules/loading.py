@@ -2,10 +2,101 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_model(name: str, dtype: str = "auto") -> None:
+    """Refuse a base model that cannot be loaded, before anything else needs it.
+
+    Args:
+        name: A folder or a hub name.
+        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
+
+    Raises:
+        ValueError: If the folder is none of a model, the hub's model is out of reach, or ``dtype``
+            is none of these.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    folder = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise ValueError(f"model.model_name_or_path: the folder {name} does not exist.")
+    if not folder.is_dir():
+        _check_hub(name)
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model.model_name_or_path: {name} holds no config.json, so it is no model."
+        )
+    names = [f"{file}{end}" for file in WEIGHTS for end in ("", ".index.json")]
+    if not any((folder / file).is_file() for file in names):
+        raise ValueError(
+            f"model.model_name_or_path: {name} has a config.json but no weights ({WEIGHTS[0]})."
+        )
+
+
+def _check_hub(name: str) -> None:
+    """Refuse a hub name whose configuration cannot be had."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name)
+    except (OSError, HFValidationError) as error:
+        causes = tuple(type(cause) for cause in _causes(error))
+        unknown = (RepositoryNotFoundError, HFValidationError)
+        if any(issubclass(cause, GatedRepoError) for cause in causes):
+            reason = "is restricted; ask for access on the hub and log in (hf auth login)"
+        elif any(issubclass(cause, unknown) for cause in causes):
+            reason = "is no folder, and no model on the hub that you may see"
+        elif "couldn't connect" in str(error).lower() or "offline" in str(error).lower():
+            reason = "is no folder, is not in the local cache, and the hub cannot be reached"
+        else:
+            reason = f"cannot be loaded: {_first_sentence(error)}"
+        raise ValueError(f"model.model_name_or_path: {name} {reason.rstrip('.')}.") from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found = [error]
+    while (inner := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(inner)
+    return found
+
+
+def _first_sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()).split(". ")[0]
+
+
+def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str) -> None:
+    """Refuse an optimizer's or a schedule's wrong arguments before a model is loaded.
+
+    Args:
+        optimizer: Makes the optimizer from parameters.
+        lr_scheduler_type: Name of the schedule.
+
+    Raises:
+        ValueError: If the optimizer refuses its arguments, or there is no such schedule.
+    """
+    from transformers import SchedulerType
+
+    names = [kind.value for kind in SchedulerType]
+    if lr_scheduler_type not in names:
+        near = difflib.get_close_matches(lr_scheduler_type, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
+        raise ValueError(f"model.lr_scheduler_type: {lr_scheduler_type!r} is no schedule; {hint}")
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise ValueError(f"model.optimizer: {_first_sentence(error).rstrip('.')}.") from error
 
 
 def load_causal_lm(name: str, dtype: str = "auto", attn_implementation: str | None = None) -> Any:
@@ -24,20 +115,11 @@ def load_causal_lm(name: str, dtype: str = "auto", attn_implementation: str | No
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    folder = Path(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and not folder.is_dir():
-        raise ValueError(f"model.model_name_or_path: the folder {name} does not exist.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"model.model_name_or_path: {name} holds no config.json, so it is no model.")
+    check_model(name, dtype)
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **extra)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        if folder.is_dir() and "no file named" in reason:
-            reason = "it has a config.json but no weights (model.safetensors)"
-        raise ValueError(f"model.model_name_or_path: {name} cannot be loaded: {reason}") from error
+        reason = _first_sentence(error).rstrip(".")
+        raise ValueError(f"model.model_name_or_path: {name} cannot be loaded: {reason}.") from error
     return model.train()

@@ -67,7 +67,7 @@ def _read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; lightning-peft fit with a CSVLogger in trainer.logger makes it."
+            f"{path} does not exist; a fit with a CSVLogger as trainer.logger writes it."
         )
     return read_metrics(path)
 

@@ -203,11 +203,11 @@ class AdapterStrategy(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the tensors: plain values and tensors only."""
-        return {"decisions": self.decisions}
+        return {"decisions": list(self.decisions)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        self.decisions = state_dict["decisions"]
+        self.decisions = list(state_dict["decisions"])
 
     # What all methods share.
 
@@ -228,13 +228,17 @@ class AdapterStrategy(Callback):
             raise ValueError(f"this {type(self).__name__} is attached already; make one for each model.")
         if adapter_layers(model):
             raise ValueError("the model has adapters already; merge them, or load the bare base model.")
-        matched = match_targets(model, self.target_modules, self.exclude_modules)
+        matched = match_targets(
+            model, self.target_modules, self.exclude_modules, self.modules_to_save
+        )
+        saved = self._saved_modules(model)
         self.base_fingerprint = fingerprint(model)
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
         for layer in replace_linears(model, names, self.layer).values():
             self.initialize(layer)
-        self._train_saved_modules(model)
+        for module in saved:
+            module.requires_grad_(True)
         self.model = model
         self._watch_optimizer(model)
         counts = {pattern: len(group) for pattern, group in matched.items()}
@@ -251,7 +255,9 @@ class AdapterStrategy(Callback):
         """
         self.decisions.append({"step": step, "layer": layer, "event": event, "rank": rank})
 
-    def _train_saved_modules(self, model: nn.Module) -> None:
+    def _saved_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that train in full, found before anything is changed."""
+        saved: list[nn.Module] = []
         for pattern in self.modules_to_save or []:
             found = [
                 module
@@ -260,8 +266,8 @@ class AdapterStrategy(Callback):
             ]
             if not found:
                 raise ValueError(f"modules_to_save: {pattern!r} matches no module of the model.")
-            for module in found:
-                module.requires_grad_(True)
+            saved += found
+        return saved
 
     # A method that acts at steps must not stay LoRA in silence because nobody calls it.
 
@@ -296,8 +302,9 @@ class AdapterStrategy(Callback):
         missing = self._needed - self._noted - ({"after_step"} if self._steps == 1 else set())
         self._noted.clear()
         if missing:
+            calls = " and ".join(sorted(missing, reverse=True))
             raise RuntimeError(
-                f"{type(self).__name__} acts at every step, but {' and '.join(missing)} was "
+                f"{type(self).__name__} acts at every step, but {calls} was "
                 "not called: call strategy.before_step(model, optimizer, step) before each "
                 "optimizer.step() and strategy.after_step(model, optimizer, step) after it, or "
                 "have the strategy among the trainer's callbacks."

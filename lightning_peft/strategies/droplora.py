@@ -11,6 +11,7 @@ rescaled. These are different methods, so ``mask`` says which. The paper writes 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -59,10 +60,15 @@ class RankDropout(nn.Module):
     def _draw(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).bernoulli_(1 - self.p).mul_(self.kept_value)
 
-    def new_step(self) -> None:
-        """Draw the mask of the next optimizer step."""
-        if self.per == "step":
-            self.mask.copy_(self._draw(self.mask))
+    @property
+    def new_step(self) -> Callable[[], None]:
+        """Draws the mask of the next optimizer step; only a step mask has it, and needs the call."""
+        if self.per != "step":
+            raise AttributeError(f"a {self.per} mask has no new_step")
+        return self._redraw
+
+    def _redraw(self) -> None:
+        self.mask.copy_(self._draw(self.mask))
 
     def keep(self, indices: Tensor) -> None:
         """Lose the components that are not at ``indices``."""
@@ -111,7 +117,9 @@ class LearnedRankMask(nn.Module):
 
     def keep(self, indices: Tensor) -> None:
         """Lose the components that are not at ``indices``."""
-        replace_tensor(self.logits, self.logits.detach()[indices.to(self.logits.device)])
+        indices, grad = indices.to(self.logits.device), self.logits.grad
+        kept = self.logits.detach()[indices]
+        replace_tensor(self.logits, kept, None if grad is None else grad[indices])
 
     def forward(self, z: Tensor) -> Tensor:
         """Mask rank activations, (..., r) to (..., r)."""

@@ -149,7 +149,8 @@ class PrunedLoRA(AdapterStrategy):
 
     def _add(self, name: str, key: str, value: Tensor) -> None:
         sums = self.sums[name]
-        sums[key] = sums[key] + value if key in sums else value
+        # Sums from a checkpoint come on the CPU.
+        sums[key] = sums[key].to(value.device) + value if key in sums else value
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Remove components if this step is due."""
@@ -177,7 +178,8 @@ class PrunedLoRA(AdapterStrategy):
             for names, matrices in groups
             for name, score in zip(names, _SCORES[self.criterion](matrices, self), strict=True)
         }
-        removed = self._choose(scored, excess)
+        # In the model's order, which decides between equal scores.
+        removed = self._choose({name: scored[name] for name in layers}, excess)
         for names, matrices in groups:
             self._recover(layers, names, matrices, removed)
         for name, gone in removed.items():
@@ -257,7 +259,7 @@ class PrunedLoRA(AdapterStrategy):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
-        self.sums = defaultdict(dict, state_dict["sums"])
+        self.sums = defaultdict(dict, {name: dict(s) for name, s in state_dict["sums"].items()})
 
 
 def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:

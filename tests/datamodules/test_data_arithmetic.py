@@ -213,10 +213,10 @@ def test_building_and_batching_are_fast(tokenizer: Any) -> None:
         work()
         return time.perf_counter() - start
 
-    # The best of several, and generous: the machine may be busy.
-    data = ArithmeticDataModule(tokenizer=tokenizer, batch_size=128)
-    assert min(seconds(lambda: setattr(data, "x", data.setup("fit"))) for _ in range(1)) < 2
-    batches = iter(data.train_dataloader())
+    # The best of several, and twice what is wanted: the machine may be busy.
+    data = [ArithmeticDataModule(tokenizer=tokenizer, batch_size=128) for _ in range(5)]
+    assert min(seconds(lambda d=d: d.setup("fit")) for d in data) < 0.6
+    batches = iter(data[0].train_dataloader())
     next(batches)
     assert min(seconds(lambda: next(batches)) for _ in range(20)) < 0.004
 

@@ -1,0 +1,37 @@
+# Each target works on a fresh clone with Python 3.10 or newer: it makes .venv itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: quickstart test slow lint bench clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and pinned: left to a range, pip may take a build with gigabytes of CUDA packages.
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+quickstart: $(VENV)/ready
+	$(BIN)/lightning-peft fit --config configs/quickstart.yaml
+	$(BIN)/lightning-peft test --config configs/quickstart.yaml --ckpt_path last
+
+test: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+slow: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/study_base.py
+	$(BIN)/python benchmarks/study.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
