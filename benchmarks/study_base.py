@@ -1,4 +1,4 @@
-"""The study's base model: the embedded model's recipe on a smaller LLaMA, so that hundreds of runs fit.
+"""The study's base model: the embedded model's recipe on a smaller LLaMA.
 
     python benchmarks/study_base.py --output runs/study/base
 
@@ -73,7 +73,10 @@ def main() -> None:
             right = recipe.addition_accuracy(model, test)
             model.train()
             seconds = time.time() - began
-            print(f"step {step + 1} loss {loss.item():.4f} held-out {right:.4f} {seconds:.0f} s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} held-out {right:.4f} {seconds:.0f} s",
+                flush=True,
+            )
             model.save_pretrained(options.output)
             recipe.build_tokenizer().save_pretrained(options.output)
 

@@ -19,11 +19,18 @@ _HOMES = {
     "save_peft": "lightning_peft.adapters",
     "trainable_parameters": "lightning_peft.adapters",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "AdapterStrategy",
+    "CausalLMModule",
+    "load_peft",
+    "merge",
+    "save_peft",
+    "trainable_parameters",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for, so that ``import lightning_peft`` costs nothing."""
+    """Import a name when it is asked for, so that ``import lightning_peft`` costs nothing."""
     if name in _HOMES:
         import importlib
 

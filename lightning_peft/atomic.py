@@ -10,7 +10,8 @@ from pathlib import Path
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place, flush it to the disk, and move it there in one step.
 
-    A reader, or a run that resumes after a crash, finds the old file or the new one, never half of one.
+    A reader, or a run that resumes after a crash, finds the old file or the new one, never half of
+    one.
 
     Args:
         path: The file.

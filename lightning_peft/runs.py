@@ -1,8 +1,8 @@
 """A run's folder: where it is, its logger, and checkpoints that are written whole.
 
-    <root>/version_N/
-        config.yaml  metrics.csv  importance.csv  importance.png  run.json
-        adapter/  checkpoints/  predictions/
+<root>/version_N/
+    config.yaml  metrics.csv  importance.csv  importance.png  run.json
+    adapter/  checkpoints/  predictions/
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(
-            f"the checkpoint {path} is cut off or damaged ({reason}); resume from the one before it."
+            f"the checkpoint {path} is cut off or damaged ({reason}); resume from the one "
+            "before it."
         ) from error
 
 
@@ -76,7 +77,9 @@ def next_folder(root: str | Path) -> Path:
 
 
 def _versions(root: str | Path) -> list[int]:
-    names = (re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*") if p.is_dir())
+    names = (
+        re.fullmatch(r"version_(\d+)", p.name) for p in Path(root).glob("version_*") if p.is_dir()
+    )
     return [int(name[1]) for name in names if name]
 
 
@@ -135,6 +138,10 @@ class RunLogger(CSVLogger):
         self._read()
 
     @property
+    def experiment(self) -> None:
+        """None: asked for it at every start, Lightning's own would delete ``metrics.csv``."""
+
+    @property
     def log_dir(self) -> str:
         """The run's folder itself."""
         return str(self.path.parent)
@@ -146,10 +153,12 @@ class RunLogger(CSVLogger):
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or ["step"])
-            self.rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
+            self.rows = [
+                row for row in reader if None not in row.values() and row["step"].isdigit()
+            ]
 
     def go_on_from(self, step: int) -> None:
-        """Keep the rows of steps below ``step`` (0-based): the resumed run writes the others again."""
+        """Keep the rows of steps below ``step`` (0-based); the resumed run writes the others."""
         self.rows = [row for row in self.rows if int(row["step"]) < step]
         self._rewrite()
 

@@ -23,7 +23,8 @@ def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def _output_names(model: nn.Module) -> set[str]:
     """Full names in the output layer or classification head, which ``all-linear`` leaves alone."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
     if head is None:
         head = next((getattr(model, n) for n in _HEADS if hasattr(model, n)), None)
     inside = set(head.modules()) if isinstance(head, nn.Module) else set()
@@ -36,7 +37,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nothing_matched(pattern: str, names: Sequence[str]) -> ValueError:
     tails = sorted({name.rsplit(".", 1)[-1] for name in names})
-    near = difflib.get_close_matches(pattern.rsplit(".", 1)[-1], tails, n=3, cutoff=0.5) or tails[:8]
+    near = (
+        difflib.get_close_matches(pattern.rsplit(".", 1)[-1], tails, n=3, cutoff=0.5) or tails[:8]
+    )
     return ValueError(
         f"target_modules: {pattern!r} matches no linear layer; near names are {', '.join(near)}."
         if tails
@@ -63,8 +66,8 @@ def match_targets(
         For each pattern the full names of the linears that it matched first, in the model's order.
 
     Raises:
-        ValueError: If a pattern matches nothing (near names are listed), is no regex, or matches only
-            modules that are not linear.
+        ValueError: If a pattern matches nothing (near names are listed), is no regex, or matches
+            only modules that are not linear.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if isinstance(target_modules, str):
@@ -96,7 +99,9 @@ def _fullmatch(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(f"target_modules: {pattern!r} is not a regular expression: {error}.") from error
+        raise ValueError(
+            f"target_modules: {pattern!r} is not a regular expression: {error}."
+        ) from error
 
 
 def _refuse_other_types(model: nn.Module, pattern: str) -> None:
@@ -123,7 +128,8 @@ class AttachReport:
     Attributes:
         strategy: The strategy's class name.
         matched: How many layers each pattern matched.
-        parameters: Adapter parameters of each module kind (last part of the name), shared ones once.
+        parameters: Adapter parameters of each module kind (last part of the name), shared ones
+            once.
         trainable: All parameters that train, saved modules included.
         total: All parameters of the model, adapters included.
         dtypes: Dtype of the base's and of the adapters' parameters.
@@ -139,7 +145,8 @@ class AttachReport:
     def __str__(self) -> str:
         """A few lines for a person."""
         share = 100 * self.trainable / max(self.total, 1)
-        lines = [f"{self.strategy}: {self.trainable:,} of {self.total:,} parameters train ({share:.2f} %)"]
+        counts = f"{self.trainable:,} of {self.total:,} parameters train"
+        lines = [f"{self.strategy}: {counts} ({share:.2f} %)"]
         lines += [f"  {pattern}: {count} layers" for pattern, count in self.matched.items()]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.parameters.items())
         dtypes = ", ".join(f"{part} {dtype}" for part, dtype in self.dtypes.items())
@@ -169,7 +176,9 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 adapters[kind_of(name)] += parameter.numel()
-    base = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen)
+    base = Counter(
+        str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen
+    )
     own = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) in seen)
     return AttachReport(
         strategy=strategy,

@@ -1,8 +1,8 @@
 """The adapted linear layer: ``y = W x + s · B gate(A dropout(x))``.
 
-LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3), with one addition: a *gate*, any
-module that stands between A and B and acts on the rank dimension. Pruning ideas live in the gate or in
-which components (row ``A_j``, column ``B_j``) exist; the layer itself knows no method.
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685, equation 3), with one addition: a *gate*,
+any module that stands between A and B and acts on the rank dimension. Pruning ideas live in the
+gate or in which components (row ``A_j``, column ``B_j``) exist; the layer itself knows no method.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from lightning_peft.adapters.gates import gate_diagonal
 class LoRALinear(nn.Module):
     """A frozen linear with a trained low-rank change beside it.
 
-    Components that are alive stand in front: ``rank`` of them are computed, and where an engine cannot
-    change a parameter's size, the rest of ``lora_A`` and ``lora_B`` is dead weight behind them.
+    Components that are alive stand in front: ``rank`` of them are computed, and where an engine
+    cannot change a parameter's size, the rest of ``lora_A`` and ``lora_B`` is dead weight behind
+    them.
 
     Args:
-        base: The linear to adapt: ``nn.Linear`` or a subclass (quantized ones too). It is used as it is.
+        base: The linear to adapt: ``nn.Linear`` or a subclass (quantized ones too). It is used as
+            it is.
         r: Initial rank, at least 1.
         lora_alpha: Numerator of the scaling, ``lora_alpha / r`` (``lora_alpha / sqrt(r)`` with
             ``use_rslora``). The scaling stays what it is at rank ``r`` when components are removed.
@@ -32,7 +34,8 @@ class LoRALinear(nn.Module):
         use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
         gate: A module that maps rank activations (..., r) to (..., r); in eval it must be a fixed
             diagonal, since merging and export fold it into B.
-        dtype: Of A and B. ``None``: float32 over a half-precision or quantized base, else the base's.
+        dtype: Of A and B. ``None``: float32 over a half-precision or quantized base, else the
+            base's.
 
     Raises:
         ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
@@ -73,9 +76,9 @@ class LoRALinear(nn.Module):
         """Start A and B so that the layer equals its base.
 
         Args:
-            init_lora_weights: As in PEFT. True: A Kaiming-uniform (a = √5), B zero. ``"gaussian"``: A
-                normal with standard deviation 1/r, B zero. False: both Kaiming-uniform, which changes
-                the function at once and serves tests only.
+            init_lora_weights: As in PEFT. True: A Kaiming-uniform (a = √5), B zero. ``"gaussian"``:
+                A normal with standard deviation 1/r, B zero. False: both Kaiming-uniform, which
+                changes the function at once and serves tests only.
 
         Raises:
             ValueError: If ``init_lora_weights`` is none of these.
@@ -142,8 +145,8 @@ class LoRALinear(nn.Module):
     def delta_sq_norm(self, x: Tensor) -> Tensor:
         """‖ΔW x‖² for each token, in eval form.
 
-        Uses ``‖L z‖² = zᵀ (LᵀL) z`` with the rank × rank Gram matrix: rank² multiplications for each
-        token instead of rank · d_out.
+        Uses ``‖L z‖² = zᵀ (LᵀL) z`` with the rank × rank Gram matrix: rank² multiplications for
+        each token instead of rank · d_out.
 
         Args:
             x: Input, (..., d_in).

@@ -9,22 +9,25 @@ from lightning_peft.adapters.attach import adapter_layers
 
 
 def is_quantized(linear: nn.Module) -> bool:
-    """Whether a linear stores its weight in another form than (d_out, d_in) floating-point numbers."""
+    """Whether a linear stores its weight in another form than (d_out, d_in) floats."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
-    return not weight.is_floating_point() or weight.shape != (linear.out_features, linear.in_features)
+    return not weight.is_floating_point() or weight.shape != (
+        linear.out_features,
+        linear.in_features,
+    )
 
 
 @torch.no_grad()
 def dense_weight(linear: nn.Module) -> Tensor:
     """The weight of any linear as a plain matrix, (d_out, d_in), float32 at least.
 
-    A quantized weight is read by sending the identity through the layer, which needs no knowledge of
-    its format.
+    A quantized weight is read by sending the identity through the layer, which needs no knowledge
+    of its format.
     """
     weight: Tensor = linear.weight  # type: ignore[assignment]
     if not is_quantized(linear):
         return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    eye = torch.eye(linear.in_features, device=weight.device)  # type: ignore[arg-type]
+    eye = torch.eye(int(linear.in_features), device=weight.device)  # type: ignore[arg-type]
     bias: Tensor | None = linear.bias  # type: ignore[assignment]
     out = linear(eye).float()
     return (out if bias is None else out - bias.float()).T.contiguous()
@@ -56,7 +59,8 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If the model has no adapters, or a base is quantized and ``dequantize`` is False.
+        ValueError: If the model has no adapters, or a base is quantized and ``dequantize`` is
+            False.
     """
     layers = adapter_layers(model)
     if not layers:
@@ -64,8 +68,8 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
     for name, layer in layers.items():
         if is_quantized(layer.base) and not dequantize:
             raise ValueError(
-                f"{name} is a {type(layer.base).__name__}: merging into it would round the change to "
-                "its few levels; pass dequantize=True to get plain float32 linears."
+                f"{name} is a {type(layer.base).__name__}: merging into it would round the change "
+                "to its few levels; pass dequantize=True to get plain float32 linears."
             )
     for name, layer in layers.items():
         model.set_submodule(name, _merged(layer.base, layer.delta_weight()))

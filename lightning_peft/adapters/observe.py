@@ -18,11 +18,11 @@ Observer = Callable[[str, LoRALinear, Tensor], None]
 
 
 class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - reads as a verb
-    """Call an observer with the attended input tokens of every adapted layer, once for each forward.
+    """Call an observer with the attended inputs of every adapted layer, once for each forward.
 
-    The attention mask is read off the model's own keyword argument ``attention_mask`` (batch, tokens);
-    without it, or where a layer sees another shape, every token counts. A recomputation under
-    activation checkpointing is not a second forward and is not seen.
+    The attention mask is read off the model's own keyword argument ``attention_mask`` (batch,
+    tokens); without it, or where a layer sees another shape, every token counts. A recomputation
+    under activation checkpointing is not a second forward and is not seen.
 
     Args:
         model: The adapted model, whose forward somebody calls.
@@ -30,7 +30,8 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
 
     Example::
 
-        with observe_inputs(model, lambda name, layer, x: print(name, layer.delta_sq_norm(x).mean())):
+        norms = {}
+        with observe_inputs(model, lambda n, layer, x: norms.update({n: layer.delta_sq_norm(x)})):
             model(**batch)
     """
 
@@ -62,7 +63,7 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
             handle.remove()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+        mask: Any = kwargs.get("attention_mask")
         self._shape = mask.shape if mask is not None and mask.dim() == 2 else None
         # Positions are found once, since finding them waits for the device.
         self._attended = None if self._shape is None else mask.reshape(-1).nonzero()[:, 0]

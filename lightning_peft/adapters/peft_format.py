@@ -1,7 +1,7 @@
-"""PEFT's LoRA format: what we train loads in ``PeftModel.from_pretrained``, and its adapters load here.
+"""PEFT's LoRA format, written and read.
 
-The factors are written in eval form, gate folded into B. Layers that lost all components are left out
-(PEFT knows no rank 0), and a Parameter that several layers share is written once for each.
+The factors are written in eval form, gate folded into B. Layers that lost all components are left
+out (PEFT knows no rank 0), and a Parameter that several layers share is written once for each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def _number(value: float) -> int | float:
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
     """Full names, as a regex only where one of them is also the end of another linear's name.
 
-    PEFT takes a list entry as the end of a name, so a top-level layer ``q`` would match every ``….q``.
+    PEFT takes a list entry as the end of a name, so a top-level layer ``q`` would match every
+    ``….q``.
     """
     others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".base" not in n]
     if any(other.endswith(f".{name}") for name in names for other in others + names):
@@ -109,10 +110,15 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm" too.
+    write_atomically(
+        folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
+    # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm"
+    # too.
     config = _config(model, layers, sorted(saved))
-    write_atomically(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+    write_atomically(
+        folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
+    )
     return folder
 
 
@@ -155,8 +161,8 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: If the folder is not an adapter.
-        ValueError: If the adapter is of another kind than LoRA, damaged, or names layers or shapes that
-            the model does not have; or the model has adapters already.
+        ValueError: If the adapter is of another kind than LoRA, damaged, or names layers or shapes
+            that the model does not have; or the model has adapters already.
     """
     folder = Path(folder)
     config, tensors = _read(folder)
@@ -173,7 +179,9 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             others[key.removeprefix(PREFIX)] = tensor
     for name, pair in pairs.items():
         _check_place(name, pair, modules.get(name), folder)
-    unknown = others.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
+    unknown = (
+        others.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
+    )
     if unknown:
         raise ValueError(f"{folder} holds {sorted(unknown)[0]}, for which the model has no place.")
     model.requires_grad_(False)

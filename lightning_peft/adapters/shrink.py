@@ -1,8 +1,8 @@
 """Removing components for real: parameters, gradients and optimizer state get smaller together.
 
-On one device the tensors shrink. Where an engine has flattened or sharded them (DDP, ZeRO, FSDP) they
-keep their size: survivors move to the front, the rest is zeroed in parameter, gradient and moments, and
-the layer computes with views of the front.
+On one device the tensors shrink. Where an engine has flattened or sharded them (DDP, ZeRO, FSDP)
+they keep their size: survivors move to the front, the rest is zeroed in parameter, gradient and
+moments, and the layer computes with views of the front.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _take(tensor: Tensor, dim: int, indices: Tensor, resize: bool) -> Tensor:
 def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None = None) -> None:
     """Give a parameter another tensor, of any shape, and keep the object that everybody refers to.
 
-    ``parameter.data = value`` would do, but for a graph that is still alive (a loss that a loop holds on
-    to): it owns the node that accumulates gradients, and that node expects the old shape.
+    ``parameter.data = value`` would do, but for a graph that is still alive (a loss that a loop
+    holds on to): it owns the node that accumulates gradients, and that node expects the old shape.
     """
     fresh = nn.Parameter(value, parameter.requires_grad)
     parameter.grad = None
@@ -40,7 +40,7 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
     except RuntimeError as error:
         raise RuntimeError(
             "components cannot be removed while something else holds on to their parameter: a "
-            "graph that is still to be used (retain_graph=True, a forward pass without its backward "
+            "graph that is still to be used (retain_graph=True, a forward without its backward "
             f"pass), a view or a weak reference ({error})."
         ) from error
     parameter.grad = grad
@@ -83,8 +83,10 @@ def keep_components(
     """Keep the components at ``indices`` of a layer and remove the others.
 
     Args:
-        layer: The layer. Its function without the removed components stays what it was, to rounding.
-        indices: Of the survivors, increasing, (k,), int64; k = 0 leaves a layer that equals its base.
+        layer: The layer. Its function without the removed components stays what it was, to
+            rounding.
+        indices: Of the survivors, increasing, (k,), int64; k = 0 leaves a layer that equals its
+            base.
         optimizer: Whose moments follow. Without it a running optimizer's state is left as it was.
         resize: Whether tensors shrink (one device) or keep their size with the survivors in front.
     """

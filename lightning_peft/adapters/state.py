@@ -17,7 +17,7 @@ def _base_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that is not the frozen base's: adapters, gates, and modules that train with them.
+    """Every tensor but the frozen base's: adapters, gates, and modules that train with them.
 
     Args:
         model: The adapted model.
@@ -48,7 +48,9 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     expected = adapter_state_dict(model)
     differing = sorted(expected.keys() ^ state.keys())
     if differing:
-        where = "is not in the saved state" if differing[0] in expected else "has no place in the model"
+        where = (
+            "is not in the saved state" if differing[0] in expected else "has no place in the model"
+        )
         raise ValueError(
             f"{differing[0]} {where}, nor are {len(differing) - 1} more"
             if len(differing) > 1

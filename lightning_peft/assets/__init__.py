@@ -1,4 +1,4 @@
-"""The embedded model: a real LLaMA of about a million parameters, so that everything runs anywhere."""
+"""The embedded model: a real LLaMA of about a million parameters, for any machine."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "l
 class RunRecord(Callback):
     """Writes the run's record at its start and its end, and the adapter in PEFT's format.
 
-    The record holds strategy and arguments, protocol, seed, versions, commit, parameter counts, ranks,
-    seconds (over all sessions of a resumed run), peak memory and the last metrics. A test adds its
-    scores to the record of the run that it tests.
+    The record holds strategy and arguments, protocol, seed, versions, commit, parameter counts,
+    ranks, seconds (over all sessions of a resumed run), peak memory and the last metrics. A test
+    adds its scores to the record of the run that it tests.
 
     Args:
         export_adapter: Whether to write ``adapter/`` when training ends.
@@ -40,6 +40,7 @@ class RunRecord(Callback):
         self.seconds_before = 0.0
         self._began = time.perf_counter()
         self._start_parameters: int | None = None
+        self._started = False
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
@@ -62,11 +63,11 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, so that a killed run has its record."""
-        self._began = time.perf_counter()
+        self._began, self._started = time.perf_counter(), True
         self._write(trainer, pl_module, status="running")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the final record and the adapter; also of a run that was killed after its last step."""
+        """Write the record and the adapter; also of a run that was killed after its last step."""
         if not trainer.is_global_zero:
             return
         folder = run_folder(trainer)
@@ -81,7 +82,9 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say in the record how the run ended."""
-        if trainer.state.fn == "fit" and getattr(pl_module, "model", pl_module) is not None:
+        if (
+            self._started
+        ):  # an earlier failure must not overwrite the record of the run to go on with
             self._write(trainer, pl_module, status=f"failed: {exception}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +92,9 @@ class RunRecord(Callback):
         path = run_folder(trainer) / "run.json"
         if not trainer.is_global_zero:
             return
-        record = json.loads(path.read_text()) if path.is_file() else self._record(trainer, pl_module)
+        record = (
+            json.loads(path.read_text()) if path.is_file() else self._record(trainer, pl_module)
+        )
         record.setdefault("metrics", {}).update(_numbers(trainer.callback_metrics))
         record["test_protocol"] = _protocol(trainer)
         _write_json(path, record)
@@ -100,7 +105,8 @@ class RunRecord(Callback):
             _write_json(run_folder(trainer) / "run.json", record)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        strategy = next((c for c in trainer.callbacks if isinstance(c, AdapterStrategy)), None)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        strategy = next((c for c in callbacks if isinstance(c, AdapterStrategy)), None)
         data = getattr(trainer, "datamodule", None)
         return {
             "strategy": type(strategy).__name__ if strategy else None,
@@ -149,7 +155,9 @@ def _arguments(strategy: AdapterStrategy) -> dict[str, Any]:
     plain = (int, float, str, bool, list, type(None))
     hidden = {"decisions", "model", "base_fingerprint"}
     items = vars(strategy).items()
-    return {k: v for k, v in items if isinstance(v, plain) and not k.startswith("_") and k not in hidden}
+    return {
+        k: v for k, v in items if isinstance(v, plain) and not k.startswith("_") and k not in hidden
+    }
 
 
 def _protocol(trainer: Trainer) -> str | None:

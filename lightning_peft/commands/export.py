@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def main(words: list[str]) -> None:
@@ -13,14 +14,23 @@ def main(words: list[str]) -> None:
         words: The command's options.
 
     Raises:
-        ValueError: If the checkpoint does not belong to its run's configuration, or the folder is full.
+        ValueError: If the checkpoint does not belong to its run's configuration, or the folder is
+            full.
     """
     parser = argparse.ArgumentParser(prog="lightning-peft export", description=__doc__)
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint, or a run's folder (its newest)")
+    parser.add_argument(
+        "--ckpt_path", required=True, help="a checkpoint, or a run's folder (its newest)"
+    )
     parser.add_argument("--output", required=True, help="folder to write; must be empty or absent")
-    parser.add_argument("--config", help="the run's configuration; config.yaml of its folder by default")
-    parser.add_argument("--merge", action="store_true", help="write the base with the adapter merged in")
-    parser.add_argument("--dequantize", action="store_true", help="allow merging into a quantized base")
+    parser.add_argument(
+        "--config", help="the run's configuration; config.yaml of its folder by default"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="write the base with the adapter merged in"
+    )
+    parser.add_argument(
+        "--dequantize", action="store_true", help="allow merging into a quantized base"
+    )
     options = parser.parse_args(words)
 
     from lightning_peft.adapters import merge, save_peft
@@ -31,7 +41,7 @@ def main(words: list[str]) -> None:
         raise ValueError(f"--output: {output} is not empty; give a new folder.")
     path = find_last(path) if path.is_dir() else path
     checkpoint = read_checkpoint(path)
-    module = _module(Path(options.config) if options.config else folder_of(path) / "config.yaml")
+    module: Any = _module(Path(options.config) if options.config else folder_of(path) / "config.yaml")
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -44,7 +54,7 @@ def main(words: list[str]) -> None:
     print(f"{'merged model' if options.merge else 'adapter'}: {output}")
 
 
-def _module(config: Path):  # type: ignore[no-untyped-def]
+def _module(config: Path) -> Any:
     """The run's module, from the ``model`` part of its configuration."""
     if not config.is_file():
         raise FileNotFoundError(f"--config: {config} does not exist; give the run's configuration.")

@@ -33,11 +33,12 @@ from lightning_peft.strategies import AdapterStrategy
 
 
 class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints with defaults for adapters: the last two, by step, in the run's folder.
+    """Lightning's checkpoints with defaults for adapters: the last two, by step.
 
     Args:
         every_n_train_steps: Optimizer steps between checkpoints.
-        save_top_k: How many of the latest are kept; -1 keeps all. Two, so that a damaged file leaves one.
+        save_top_k: How many of the latest are kept; -1 keeps all. Two, so that a damaged file
+            leaves one.
     """
 
     def __init__(self, every_n_train_steps: int = 200, save_top_k: int = 2) -> None:
@@ -57,8 +58,8 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save right after an optimizer step that is due.
 
-        Lightning's own hook puts the save off at the last batch of an epoch, to the first batch of the
-        next one: in the middle of an accumulation window, whose gradients no checkpoint holds.
+        Lightning's own hook puts the save off at the last batch of an epoch, to the first batch of
+        the next one: in the middle of an accumulation window, whose gradients no checkpoint holds.
         """
         step = trainer.global_step
         if step != self._steps_before and step % self._every_n_train_steps == 0:
@@ -166,7 +167,7 @@ class PeftCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make a trainer that logs into the run's folder and writes its checkpoints there, whole."""
+        """Make a trainer that logs and writes whole checkpoints into the run's folder."""
         given = self._get(self.config_init, "trainer")
         own = RunLogger(self.folder)
         others = given.logger if isinstance(given.logger, list) else [given.logger]
@@ -174,7 +175,7 @@ class PeftCLI(LightningCLI):
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins]
         plugins = [AtomicCheckpointIO(), *(plugin for plugin in plugins if plugin is not None)]
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.dirpath = os.fspath(self.folder / "checkpoints")
         # Set here and not given to fit(), so that the module knows of it when it builds the model.
@@ -195,7 +196,7 @@ class PeftCLI(LightningCLI):
         self.before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         # Fit adds the module's callbacks again, and warns of those that are there already.
         own = getattr(self.model, "adapter", None)
-        self.trainer.callbacks = [c for c in self.trainer.callbacks if c is not own]
+        self.trainer.callbacks = [c for c in self.trainer.callbacks if c is not own]  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Say what came out and where it is."""

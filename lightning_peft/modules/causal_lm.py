@@ -36,18 +36,19 @@ class CausalLMModule(LightningModule):
     ``correct``).
 
     Args:
-        model_name_or_path: A folder or a hub name that ``from_pretrained`` takes, or ``tiny_llama``, the
-            embedded model.
+        model_name_or_path: A folder or a hub name that ``from_pretrained`` takes, or
+            ``tiny_llama``, the embedded model.
         adapter: The strategy; a fresh :class:`LoRA` when None.
         optimizer: Makes the optimizer from parameters.
-        lr_scheduler_type: A name that ``transformers.get_scheduler`` knows, stepped at every optimizer
-            step.
+        lr_scheduler_type: A name that ``transformers.get_scheduler`` knows, stepped at every
+            optimizer step.
         warmup_steps: Optimizer steps of warm-up; below 1 a share of all steps.
         dtype: Of the base's weights: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
             Adapters are float32 over a half-precision base.
         gradient_checkpointing: Recompute activations in the backward pass.
         attn_implementation: As in transformers; None for its choice.
-        peft_path: An adapter in PEFT's format to validate, test or predict with instead of a strategy.
+        peft_path: An adapter in PEFT's format to validate, test or predict with instead of a
+            strategy.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class CausalLMModule(LightningModule):
         self.model: Any = None
         self._random_state: dict[str, Any] | None = None
         self._adapted = self._prepared = False
-        self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
+        self._window: dict[str, Any] = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
         self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
         self.test_accuracy = nn.ModuleDict()
         self._writer: PredictionWriter | None = None
@@ -89,7 +90,7 @@ class CausalLMModule(LightningModule):
         return [self.adapter]
 
     def prepare_data(self) -> None:
-        """Refuse a wrong model or optimizer before the data module asks for the model's tokenizer."""
+        """Refuse a wrong model or optimizer before the data module asks for the tokenizer."""
         check_model(self.model_name_or_path, self.dtype_name)
         if self.trainer.state.fn in ("fit", "validate"):  # which may come first in a fit
             check_training(self.make_optimizer, self.lr_scheduler_type)
@@ -127,8 +128,8 @@ class CausalLMModule(LightningModule):
         def sample(ratio: float) -> Iterable[Batch]:
             if data is None or not hasattr(data, "probe_dataloader"):
                 raise ValueError(
-                    f"{type(self.adapter).__name__} looks at a sample of the training data, for which "
-                    "the data module needs probe_dataloader(ratio)."
+                    f"{type(self.adapter).__name__} looks at a sample of the training data, for "
+                    "which the data module needs probe_dataloader(ratio)."
                 )
             return data.probe_dataloader(ratio)
 
@@ -141,7 +142,7 @@ class CausalLMModule(LightningModule):
         if trainable_parameters(self.model, include_saved=True) != before:
             rank_zero_info(str(make_report(self.model, type(self.adapter).__name__, {})))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The strategy's optimizer, and a schedule that steps with it."""
         from transformers import get_scheduler
 
@@ -153,7 +154,9 @@ class CausalLMModule(LightningModule):
         try:
             schedule = get_scheduler(self.lr_scheduler_type, optimizer, int(warmup), total)
         except ValueError as error:
-            raise ValueError(f"model.lr_scheduler_type {self.lr_scheduler_type!r}: {error}") from error
+            raise ValueError(
+                f"model.lr_scheduler_type {self.lr_scheduler_type!r}: {error}"
+            ) from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # Training.
@@ -177,7 +180,7 @@ class CausalLMModule(LightningModule):
         return total, right, (targets != -100).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one micro-batch, such that a window's gradient is that of its mean over target tokens.
+        """Loss of one micro-batch; the window's gradient is that of the mean over its targets.
 
         Lightning divides by the number of micro-batches, though they may hold different numbers of
         targets: each is weighted by its share of the window's targets instead.
@@ -194,15 +197,21 @@ class CausalLMModule(LightningModule):
         """Stop at a loss that is not a number, before it reaches the weights."""
         if not math.isfinite(float(self._window["loss"])):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or getattr(
-                self.trainer.checkpoint_callback, "best_model_path", ""
-            )
-            kept = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
             raise ValueError(
-                f"the loss is {float(self._window['loss'])} at step {self.trainer.global_step} with "
-                f"learning rate {rate:g}: try a lower one, more warmup_steps or "
-                f"trainer.gradient_clip_val; {kept}."
+                f"the loss is {float(self._window['loss'])} at step {self.trainer.global_step} "
+                f"with learning rate {rate:g}: try a lower one, more warmup_steps or "
+                f"trainer.gradient_clip_val; {self._last_checkpoint()}."
             )
+
+    def _last_checkpoint(self) -> str:
+        """Which checkpoint is from before the present step's weights."""
+        saved = getattr(self.trainer.checkpoint_callback, "best_k_models", {})
+        good = [path for path, step in saved.items() if int(step) < self.trainer.global_step]
+        return (
+            f"the last good checkpoint is {good[-1]}"
+            if good
+            else "no good checkpoint was written yet"
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log what the step is about to do."""
@@ -218,7 +227,7 @@ class CausalLMModule(LightningModule):
         }
         shown = {key: row[key] for key in ("train_loss", "rank", "tokens_per_second")}
         self.log_dict(shown, prog_bar=True, logger=False)
-        step, every = self.trainer.global_step, self.trainer.log_every_n_steps
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (step + 1) % every == 0:
             # Not by self.log, whose row would come after the checkpoint of this step, so that a run
             # killed in between would lack it.
@@ -227,7 +236,7 @@ class CausalLMModule(LightningModule):
         self._window = {"loss": 0.0, "tokens": 0, "since": now}
 
     def on_validation_start(self) -> None:
-        """Begin with metrics that are no inference tensors, which ``trainer.validate`` leaves behind."""
+        """Begin with normal tensors; ``trainer.validate`` leaves inference tensors behind."""
         self.val_loss.reset()
         self.val_accuracy.reset()
 
@@ -278,7 +287,11 @@ class CausalLMModule(LightningModule):
             do_sample=bool(sampling),
             pad_token_id=encoder.pad_id,
             eos_token_id=encoder.eos_id,
-            **({"stop_strings": list(protocol.stop), "tokenizer": tokenizer} if protocol.stop else {}),
+            **(
+                {"stop_strings": list(protocol.stop), "tokenizer": tokenizer}
+                if protocol.stop
+                else {}
+            ),
             **sampling,
         )
         new = output[:, batch["input_ids"].shape[1] :]
@@ -325,7 +338,7 @@ class CausalLMModule(LightningModule):
                 logger.go_on_from(self.trainer.global_step)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Go on with the random stream of the interrupted run, once all set-up has drawn from it."""
+        """Go on with the interrupted run's random stream, once all set-up has drawn from it."""
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None

@@ -49,17 +49,20 @@ def restore_structure(
     """
     saved = checkpoint.get("adapter")
     if saved is None:
-        raise ValueError("the checkpoint was not written by lightning_peft: it has no entry 'adapter'.")
+        raise ValueError(
+            "the checkpoint was not written by lightning_peft: it has no entry 'adapter'."
+        )
     given = type(adapter).__name__
     if saved["strategy"] != given:
         raise ValueError(
-            f"the checkpoint was trained with {saved['strategy']}, model.adapter is {given}; give the "
-            "configuration that it was trained with."
+            f"the checkpoint was trained with {saved['strategy']}, model.adapter is {given}; give "
+            "the configuration that it was trained with."
         )
     if saved["base"] != adapter.base_fingerprint:
         raise ValueError(
-            f"the checkpoint's base model has fingerprint {saved['base']}, model.model_name_or_path "
-            f"has {adapter.base_fingerprint}: an adapter fits only the base that it was trained on."
+            f"the checkpoint's base model has fingerprint {saved['base']}, "
+            f"model.model_name_or_path has {adapter.base_fingerprint}: an adapter fits only the "
+            "base that it was trained on."
         )
     adapter.restructure(model, saved["state"])
     _same_layers(saved["layers"], list(adapter_layers(model)))
@@ -68,8 +71,8 @@ def restore_structure(
     differing = sorted(expected ^ checkpoint["state_dict"].keys())
     if differing:
         raise ValueError(
-            f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors in "
-            "all); give the adapter's arguments with which it was trained."
+            f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors "
+            "in all); give the adapter's arguments with which it was trained."
         )
 
 

@@ -14,8 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from lightning_peft.adapters.attach import AttachReport, adapter_layers, make_report, match_targets
-from lightning_peft.adapters.attach import replace_linears
+from lightning_peft.adapters.attach import (
+    AttachReport,
+    adapter_layers,
+    make_report,
+    match_targets,
+    replace_linears,
+)
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint
 
@@ -35,8 +40,8 @@ def _noted(method: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-# Those whose calls are watched. One hook serves all: a hook that removes itself, or is removed by the
-# garbage collector, would change torch's collection of hooks while torch iterates over it.
+# Those whose calls are watched. One hook serves all: a hook that removes itself, or is removed by
+# the garbage collector, would change torch's collection of hooks while torch iterates over it.
 _watched: weakref.WeakSet[AdapterStrategy] = weakref.WeakSet()
 
 
@@ -58,8 +63,8 @@ class AdapterStrategy(Callback):
     """How a frozen model is adapted, and how its adapters are pruned or shared while it trains.
 
     Every method has a default, and the defaults are LoRA. Before :meth:`attach` an instance holds
-    arguments only. In a Lightning run the hooks below call its methods; in any other loop call them by
-    hand::
+    arguments only. In a Lightning run the hooks below call its methods; in any other loop call them
+    by hand::
 
         strategy = PrunedLoRA(r=32, target_r=8)
         print(strategy.attach(model))
@@ -80,15 +85,15 @@ class AdapterStrategy(Callback):
         r: Rank, at least 1.
         lora_alpha: Numerator of the scaling ``lora_alpha / r``; 2 r when None.
         lora_dropout: Probability of dropping an element of a layer's input, in training.
-        target_modules: The linears to adapt: a list of names or ends of names, a regex of full names, or
-            ``all-linear`` (every linear but the output layer).
+        target_modules: The linears to adapt: a list of names or ends of names, a regex of full
+            names, or ``all-linear`` (every linear but the output layer).
         exclude_modules: The same forms, taken away from the targets.
-        modules_to_save: Modules that train in full beside the adapters (a classification head), and are
-            saved with them; names or ends of names.
+        modules_to_save: Modules that train in full beside the adapters (a classification head), and
+            are saved with them; names or ends of names.
         use_rslora: Scale by ``lora_alpha / sqrt(r)``.
         init_lora_weights: True (A Kaiming-uniform, B zero), ``gaussian``, or False, as in PEFT.
-        rank_gate: Makes the module between A and B from the rank, for every method that does not bring
-            its own: DropLoRA's masks on any other method.
+        rank_gate: Makes the module between A and B from the rank, for every method that does not
+            bring its own: DropLoRA's masks on any other method.
 
     Raises:
         ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
@@ -155,12 +160,14 @@ class AdapterStrategy(Callback):
         loss: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
     ) -> None:
-        """Look at data before the first step, and change the layers if need be. Not called on resume.
+        """Look at data before the first step, and change the layers if need be.
+
+        Not called on resume.
 
         Args:
             model: The adapted model.
-            sample: Gives batches of a stratified share (0 to 1) of the training set, to iterate again
-                and again.
+            sample: Gives batches of a stratified share (0 to 1) of the training set, to iterate
+                again and again.
             loss: Of one batch, a scalar with gradients.
             optimizer: Makes the optimizer of updates that are thrown away.
         """
@@ -188,11 +195,11 @@ class AdapterStrategy(Callback):
         params: Iterable[nn.Parameter],
         default: Callable[[Iterable[nn.Parameter]], Optimizer],
     ) -> Optimizer:
-        """The optimizer of the trainable parameters, by default the one that the run is configured with."""
+        """The optimizer of the trainable parameters; by default the configured one."""
         return default(params)
 
     def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Give a freshly attached model the structure of a checkpoint, before its tensors are loaded.
+        """Give a freshly attached model a checkpoint's structure, before its tensors are loaded.
 
         Ranks need no help: layers are shrunk to what is saved.
 
@@ -221,13 +228,17 @@ class AdapterStrategy(Callback):
             What was done, for printing.
 
         Raises:
-            ValueError: If a pattern matches nothing, the strategy is attached already, or the model has
-                adapters already.
+            ValueError: If a pattern matches nothing, the strategy is attached already, or the model
+                has adapters already.
         """
         if self.model is not None:
-            raise ValueError(f"this {type(self).__name__} is attached already; make one for each model.")
+            raise ValueError(
+                f"this {type(self).__name__} is attached already; make one for each model."
+            )
         if adapter_layers(model):
-            raise ValueError("the model has adapters already; merge them, or load the bare base model.")
+            raise ValueError(
+                "the model has adapters already; merge them, or load the bare base model."
+            )
         matched = match_targets(
             model, self.target_modules, self.exclude_modules, self.modules_to_save
         )

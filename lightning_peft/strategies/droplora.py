@@ -4,8 +4,8 @@
 
 The paper's equation draws one mask for each layer and iteration; the authors' code, which gave the
 published numbers, is ``nn.Dropout`` on the rank activations: a draw for each token and component,
-rescaled. These are different methods, so ``mask`` says which. The paper writes Bernoulli(p) with p the
-"pruning probability"; its text and code drop with probability p, and so does this.
+rescaled. These are different methods, so ``mask`` says which. The paper writes Bernoulli(p) with p
+the "pruning probability"; its text and code drop with probability p, and so does this.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class RankDropout(nn.Module):
     Args:
         r: Rank.
         p: Probability of dropping a component, in [0, 1).
-        mask: What one draw covers: a ``token``, a ``sample`` (all tokens of one sequence), a ``batch``
-            (one forward), or an optimizer ``step`` with all its micro-batches.
-        rescale: Divide what is kept by 1 - p, so that the mean over draws is the unmasked activation.
+        mask: What one draw covers: a ``token``, a ``sample`` (all tokens of one sequence), a
+            ``batch`` (one forward), or an optimizer ``step`` with all its micro-batches.
+        rescale: Divide what is kept by 1 - p, so that the mean over draws is the unmasked
+            activation.
 
     Raises:
         ValueError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
@@ -54,7 +55,8 @@ class RankDropout(nn.Module):
         self.p, self.per = p, mask
         self.kept_value = 1 / (1 - p) if rescale else 1.0
         if mask == "step":
-            # A buffer, since it outlives a forward: recomputation and resume must find the same draw.
+            # A buffer, since it outlives a forward: recomputation and resume must find the same
+            # draw.
             self.register_buffer("mask", self._draw(torch.empty(r)))
 
     def _draw(self, like: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class RankDropout(nn.Module):
 
     @property
     def new_step(self) -> Callable[[], None]:
-        """Draws the mask of the next optimizer step; only a step mask has it, and needs the call."""
+        """Draw the mask of the next optimizer step; only a step mask has this, and needs it."""
         if self.per != "step":
             raise AttributeError(f"a {self.per} mask has no new_step")
         return self._redraw
@@ -103,9 +105,9 @@ class RankDropout(nn.Module):
 class LearnedRankMask(nn.Module):
     """The authors' undocumented learned mask: a logit for each component.
 
-    A component is kept where sigmoid(logit) ≥ 0.5; the gradient passes straight through to the sigmoid;
-    what is kept is divided by the kept share. Logits start at 0, so all are kept. As in the authors'
-    code the mask is off in eval, and the logits are trained like any other parameter.
+    A component is kept where sigmoid(logit) ≥ 0.5; the gradient passes straight through to the
+    sigmoid; what is kept is divided by the kept share. Logits start at 0, so all are kept. As in
+    the authors' code the mask is off in eval, and the logits are trained like any other parameter.
 
     Args:
         r: Rank.
@@ -138,8 +140,9 @@ class DropLoRA(AdapterStrategy):
         r: Rank.
         p: Probability of dropping a component, in [0, 1); the paper's best is 0.3. Unused by the
             learned mask.
-        mask: What one draw covers: ``token`` (the authors' code, and the default, since the published
-            numbers used it), ``sample``, ``batch``, ``step`` (the paper's equation), or ``learned``.
+        mask: What one draw covers: ``token`` (the authors' code, and the default, since the
+            published numbers used it), ``sample``, ``batch``, ``step`` (the paper's equation), or
+            ``learned``.
         rescale: Divide what is kept by 1 - p.
         lora: The arguments that all strategies share.
 

@@ -1,10 +1,10 @@
-"""LoRA-drop (Zhou et al. 2024, https://arxiv.org/abs/2402.07721): keep the LoRA of layers whose output matters.
+"""LoRA-drop (Zhou et al. 2024, https://arxiv.org/abs/2402.07721): LoRA where it matters.
 
 1. Probe: train ordinary LoRA on a sample of the training set for a few epochs, and throw it away.
-2. Importance of layer i: ``g_i = mean ‖s B_i A_i x‖²`` over the sample's non-padding tokens, as a share of
-   its module kind's sum.
-3. From the most important on, layers keep their own LoRA until their shares reach the threshold; the
-   others of that kind share one.
+2. Importance of layer i: ``g_i = mean ‖s B_i A_i x‖²`` over the sample's non-padding tokens, as a
+   share of its module kind's sum.
+3. From the most important on, layers keep their own LoRA until their shares reach the threshold;
+   the others of that kind share one.
 4. Train from the start under that layout.
 
 The paper leaves open how tokens of an example are put together: here their mean, padding left out.
@@ -42,15 +42,15 @@ class LoRADrop(AdapterStrategy):
 
     Args:
         r: Rank.
-        threshold: T, in (0, 1]: layers keep their own LoRA until their shares of the kind's importance
-            reach it.
+        threshold: T, in (0, 1]: layers keep their own LoRA until their shares of the kind's
+            importance reach it.
         sample_ratio: Share of the training set that the probe sees, in (0, 1].
         probe_epochs: Passes of the probe over its sample, at least 1.
         max_probe_steps: Upper bound of the probe's optimizer steps, for samples that do not end.
         layout: File of an earlier probe (``layout.json`` of its run), used instead of probing.
-        ablation: Of the paper's Table 7: ``without_share`` (the rest has no LoRA), ``inverse`` (the least
-            important keep theirs), ``random``, ``top_k`` (the layers nearest the output); the last three
-            keep as many layers as LoRA-drop itself and share the rest.
+        ablation: Of the paper's Table 7: ``without_share`` (the rest has no LoRA), ``inverse`` (the
+            least important keep theirs), ``random``, ``top_k`` (the layers nearest the output); the
+            last three keep as many layers as LoRA-drop itself and share the rest.
         lora: The arguments that all strategies share.
 
     Raises:
@@ -82,7 +82,8 @@ class LoRADrop(AdapterStrategy):
         self.threshold, self.sample_ratio, self.probe_epochs = threshold, sample_ratio, probe_epochs
         self.max_probe_steps, self.ablation = max_probe_steps, ablation
         self.layout_file = layout
-        # For each layer its importance, its share of its kind, and its role: kept, shared or removed.
+        # For each layer its importance, its share of its kind, and its role: kept, shared or
+        # removed.
         self.layout: Layout = {}
 
     def attach(self, model: nn.Module) -> AttachReport:
@@ -210,12 +211,16 @@ class LoRADrop(AdapterStrategy):
         """Write the layout into the run's folder, for later runs to use."""
         if self.layout and trainer.is_global_zero and trainer.log_dir:
             text = json.dumps(self.layout, indent=2) + "\n"
-            write_atomically(Path(trainer.log_dir) / "layout.json", lambda path: path.write_text(text))
+            write_atomically(
+                Path(trainer.log_dir) / "layout.json", lambda path: path.write_text(text)
+            )
 
     def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Take the layout from a checkpoint instead of probing again."""
         if self.layout and self.layout != state["layout"]:
-            raise ValueError("the checkpoint was trained under another LoRA-drop layout than the given one.")
+            raise ValueError(
+                "the checkpoint was trained under another LoRA-drop layout than the given one."
+            )
         if not self.layout:
             self.apply(model, state["layout"])
 
@@ -260,7 +265,9 @@ def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> 
 
 def _read_layout(path: Path) -> Layout:
     if not path.is_file():
-        raise FileNotFoundError(f"layout: {path} does not exist; give the layout.json of an earlier run.")
+        raise FileNotFoundError(
+            f"layout: {path} does not exist; give the layout.json of an earlier run."
+        )
     try:
         layout = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -269,5 +276,7 @@ def _read_layout(path: Path) -> Layout:
     if not isinstance(layout, dict) or not all(
         isinstance(entry, dict) and entry.get("role") in roles for entry in layout.values()
     ):
-        raise ValueError(f"layout: {path} does not give a role (kept, shared, removed) for each layer.")
+        raise ValueError(
+            f"layout: {path} does not give a role (kept, shared, removed) for each layer."
+        )
     return layout

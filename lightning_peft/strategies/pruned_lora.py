@@ -1,13 +1,13 @@
-"""PrunedLoRA (2025, https://arxiv.org/abs/2510.00192): start at a high rank and remove components for good.
+"""PrunedLoRA (2025, https://arxiv.org/abs/2510.00192): from a high rank to a low one.
 
-Every ``prune_every`` optimizer steps, after the backward pass and before the step, the components with
-the lowest score leave every matrix: parameters, gradients and the optimizer's moments get smaller. The
-score and the recovery of the survivors come from a second-order model of the loss
+Every ``prune_every`` optimizer steps, after the backward pass and before the step, the components
+with the lowest score leave every matrix: parameters, gradients and the optimizer's moments get
+smaller. The score and the recovery of the survivors come from a second-order model of the loss
 (:mod:`lightning_peft.pruning`).
 
-Known deviations from the published code: its recovery does not run as written (an r × r inverse times
-a d-vector), and its removal is a mask, which saves neither memory nor time. Which recovery is the
-default was measured; see ``docs/methods.md``.
+Known deviations from the published code: its recovery does not run as written (an r × r inverse
+times a d-vector), and its removal is a mask, which saves neither memory nor time. Which recovery is
+the default was measured; see ``docs/methods.md``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Criterion = Literal[
 Recovery = Literal["none", "gradient", "activation"]
 Batch = dict[str, Tensor]
 
-# What each criterion makes of a batch of matrices: B (n, d_out, r), A (n, r, d_in), their gradients, and
-# the second moment C = E[z zᵀ] (n, r, r) of the rank activations.
+# What each criterion makes of a batch of matrices: B (n, d_out, r), A (n, r, d_in), their
+# gradients, and the second moment C = E[z zᵀ] (n, r, r) of the rank activations.
 _SCORES = {
     "gradient": lambda m, p: scores.gradient_score(m["B"], m["grad_B"], m["A"], m["grad_A"], p.eps),
     "llm_pruner_element1": lambda m, p: scores.llm_pruner_element1(
@@ -69,13 +69,15 @@ class PrunedLoRA(AdapterStrategy):
         prune_every: Optimizer steps between removals (K1).
         prune_count: Components that each matrix loses at a removal, or loses on average with global
             allocation (K2).
-        criterion: What a component is worth: ``gradient`` (the paper's), or one that it is compared with:
-            ``llm_pruner_element1``, ``llm_pruner_element2``, ``llm_pruner_taylor2``, ``wanda``,
+        criterion: What a component is worth: ``gradient`` (the paper's), or one that it is compared
+            with: ``llm_pruner_element1``, ``llm_pruner_element2``, ``llm_pruner_taylor2``,
+                ``wanda``,
             ``sparsegpt``, ``magnitude``, ``random``.
-        recovery: How survivors make up for the removed: ``none``, ``gradient`` (the minimiser of the
-            second-order model, with H averaged since the last removal, damped and bounded), or
+        recovery: How survivors make up for the removed: ``none``, ``gradient`` (the minimiser of
+            the second-order model, with H averaged since the last removal, damped and bounded), or
             ``activation`` (least squares on the layer's own output).
-        allocation: ``matrix`` (each loses the same number, the paper) or ``global`` (the lowest over all).
+        allocation: ``matrix`` (each loses the same number, the paper) or ``global`` (the lowest
+            over all).
         min_r: With global allocation no matrix falls below this rank.
         eps: Added to the diagonal of H in the score, absolute.
         damping: Added to the diagonal of H or C in a recovery, relative to its mean.
@@ -134,7 +136,7 @@ class PrunedLoRA(AdapterStrategy):
         return self.criterion in ("wanda", "sparsegpt") or self.recovery == "activation"
 
     def attach(self, model: nn.Module) -> AttachReport:
-        """Attach as every strategy does, and watch activations where criterion or recovery need them."""
+        """Attach, and watch activations where criterion or recovery need them."""
         report = super().attach(model)
         if self._watches_activations:
             self._watch = observe_inputs(model, self._add_activations).__enter__()
@@ -158,7 +160,8 @@ class PrunedLoRA(AdapterStrategy):
         excess = sum(layer.rank for layer in layers.values()) - self.target_r * len(layers)
         if excess <= 0:
             if self._watch is not None:
-                self._watch = self._watch.__exit__(None, None, None)
+                self._watch.__exit__(None, None, None)
+                self._watch = None
             return
         if self.recovery == "gradient":
             for name, layer in layers.items():
@@ -195,7 +198,9 @@ class PrunedLoRA(AdapterStrategy):
             chosen = schedule.select_global(list(scored.values()), count, self.min_r)
             return dict(zip(scored, chosen, strict=True))
         return {
-            name: schedule.select_per_matrix(score, min(self.prune_count, len(score) - self.target_r))
+            name: schedule.select_per_matrix(
+                score, min(self.prune_count, len(score) - self.target_r)
+            )
             for name, score in scored.items()
         }
 
@@ -214,8 +219,8 @@ class PrunedLoRA(AdapterStrategy):
                     parts[key].append(sums[key] / sums[count].to(sums[key].device))
         if self._watches_activations and "C" not in parts:
             raise RuntimeError(
-                f"criterion {self.criterion!r} or recovery {self.recovery!r} needs the activations of "
-                "a forward pass in training mode since the last removal, and saw none."
+                f"criterion {self.criterion!r} or recovery {self.recovery!r} needs the activations "
+                "of a forward pass in training mode since the last removal, and saw none."
             )
         return {key: torch.stack(tensors) for key, tensors in parts.items()}
 
@@ -236,7 +241,9 @@ class PrunedLoRA(AdapterStrategy):
             if count:
                 part = {key: value[members] for key, value in matrices.items()}
                 gone = torch.stack([removed[names[i]] for i in members])
-                for i, delta_B, delta_A in zip(members, *self._corrections(part, gone), strict=True):
+                for i, delta_B, delta_A in zip(
+                    members, *self._corrections(part, gone), strict=True
+                ):
                     layers[names[i]].active_B.data.add_(delta_B)
                     layers[names[i]].active_A.data.add_(delta_A)
 
@@ -247,9 +254,7 @@ class PrunedLoRA(AdapterStrategy):
             return change, torch.zeros_like(m["A"])
         H_B, H_A = linalg.damped(m["H_B"], self.damping), linalg.damped(m["H_A"], self.damping)
         change_B = recovery.gradient_recovery(m["B"], m["grad_B"], H_B, gone, self.max_ratio)
-        change_A = recovery.gradient_recovery(
-            m["A"].mT, m["grad_A"].mT, H_A, gone, self.max_ratio
-        )
+        change_A = recovery.gradient_recovery(m["A"].mT, m["grad_A"].mT, H_A, gone, self.max_ratio)
         return change_B, change_A.mT
 
     def state_dict(self) -> dict[str, Any]:
@@ -264,7 +269,9 @@ class PrunedLoRA(AdapterStrategy):
 
 def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:
     """Gradients of the living part of B (d_out, rank) and A (rank, d_in)."""
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in (layer.lora_B, layer.lora_A)]
+    grads = [
+        p.grad if p.grad is not None else torch.zeros_like(p) for p in (layer.lora_B, layer.lora_A)
+    ]
     return grads[0][:, : layer.rank], grads[1][: layer.rank]
 
 

@@ -287,7 +287,6 @@ def test_foreign_checkpoint(
     assert after.keys() <= before.keys()
 
 
-@pytest.mark.xfail(reason="runs.RunLogger and callbacks.RunRecord write before training begins")
 def test_failed_resume_leaves_the_run_as_it_was(fail: Fail, run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "runs" / "version_0"
     shutil.copytree(run, copy)
@@ -297,7 +296,6 @@ def test_failed_resume_leaves_the_run_as_it_was(fail: Fail, run: Path, tmp_path:
     assert contents(copy) == before
 
 
-@pytest.mark.xfail(reason="callbacks.RunRecord writes into the folder of a checkpoint of any kind")
 def test_checkpoint_of_other_program(fail: Fail, tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "other.ckpt"
     path.parent.mkdir()

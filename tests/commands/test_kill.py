@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends as one that was never stopped, bit for bit."""
+"""A run that is killed at any moment and resumed ends as one that was never stopped."""
 
 from __future__ import annotations
 

@@ -1,0 +1,143 @@
+"""Every shipped configuration runs through the real command line, as its first line says it is run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lightning_peft import trainable_parameters
+from lightning_peft.adapters import adapter_layers
+from lightning_peft.commands import train
+from lightning_peft.modules import causal_lm
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.yaml"))
+METHODS = {
+    "lora": "LoRA",
+    "droplora": "DropLoRA",
+    "prunedlora": "PrunedLoRA",
+    "loradrop": "LoRADrop",
+}
+SIZES = ("tiny", "llama2_7b", "llama3_8b")
+ROWS = [f"configs/commonsense/{size}_{method}.yaml" for size in SIZES for method in METHODS]
+LARGE = [row for row in ROWS if "tiny" not in row]
+
+LLAMA_2_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+LLAMA_3_8B = {
+    **LLAMA_2_7B,
+    "vocab_size": 128256,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+}
+SHAPES = {"meta-llama/Llama-2-7b-hf": LLAMA_2_7B, "meta-llama/Meta-Llama-3-8B": LLAMA_3_8B}
+# Of the papers' rows at r = 32 with q, k, v, up and down adapted.
+COUNTS = {"llama2_7b": 56_098_816, "llama3_8b": 56_623_104}
+
+Cli = Callable[[list[str]], train.PeftCLI]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """Parses and instantiates what a command line says, and stops before it runs."""
+    made: list[train.PeftCLI] = []
+
+    class Stopped(train.PeftCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            made.append(self)
+
+    def parse(words: list[str]) -> train.PeftCLI:
+        train.main([*words, "--trainer.default_root_dir", str(tmp_path)])
+        return made[-1]
+
+    monkeypatch.setattr(train, "PeftCLI", Stopped)
+    monkeypatch.setattr(sys, "argv", ["lightning-peft"])
+    monkeypatch.chdir(ROOT)
+    return parse
+
+
+def command_of(config: str, data_dir: Path | str = "DATA") -> list[str]:
+    """The words after ``lightning-peft`` in a file's first line, with a folder in the place of DATA."""
+    first = (ROOT / config).read_text().splitlines()[0]
+    assert first.startswith("# lightning-peft "), f"{config} begins with {first!r}"
+    return [str(data_dir) if word == "DATA" else word for word in shlex.split(first)[2:]]
+
+
+def on_meta(name: str, dtype: str, attn_implementation: str | None) -> LlamaForCausalLM:
+    """What ``load_causal_lm`` gives, in shape only."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[name]))
+    return model.to(getattr(torch, dtype)).train()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_begins_with_the_command_that_runs_it(config: str) -> None:
+    words = command_of(config)
+    assert words[0] == "fit"
+    named = [value for key, value in zip(words, words[1:], strict=False) if key == "--config"]
+    assert config in named
+    for name in named:
+        assert (ROOT / name).is_file(), f"{config} names {name}"
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_is_parsed_and_instantiated(config: str, cli: Cli, tmp_path: Path) -> None:
+    made = cli(command_of(config, tmp_path))
+    method = Path(config).stem.rpartition("_")[2]
+    strategy = METHODS.get(method, "DropLoRA")  # quickstart, and the row that protocol.yaml names
+    assert type(made.model.adapter).__name__ == strategy
+    data = "ArithmeticDataModule" if "quickstart" in config else "CommonsenseDataModule"
+    assert type(made.datamodule).__name__ == data
+    if made.model.model_name_or_path not in SHAPES:
+        made.model.configure_model()
+        ranks = {layer.rank for layer in adapter_layers(made.model.model).values()}
+        assert ranks == {made.model.adapter.r}
+
+
+@pytest.mark.parametrize("config", LARGE)
+def test_has_the_papers_trainable_parameters(
+    config: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_lm, "load_causal_lm", on_meta)
+    module: Any = cli(command_of(config, tmp_path)).model
+    module.configure_model()
+    size, _, method = Path(config).stem.rpartition("_")
+    # PrunedLoRA begins at twice the rank; LoRA-drop shares layers only after its probe.
+    expected = COUNTS[size] * (2 if method == "prunedlora" else 1)
+    assert trainable_parameters(module.model) == expected
+    assert all(p.is_meta for p in module.model.parameters())
+
+
+@pytest.mark.parametrize("config", LARGE)
+def test_takes_128_records_a_step_for_three_epochs(config: str, cli: Cli, tmp_path: Path) -> None:
+    made = cli(command_of(config, tmp_path))
+    assert made.datamodule.batch_size * made.trainer.accumulate_grad_batches == 128
+    assert made.trainer.max_epochs == 3
+    assert made.datamodule.protocol.name == "droplora"
+
+
+@pytest.mark.parametrize("config", ROWS)
+def test_keeps_nothing_of_a_file_before_it(config: str, cli: Cli, tmp_path: Path) -> None:
+    """A class that is named anew keeps the old one's arguments, so a row names all it needs."""
+    words = command_of(config, tmp_path)
+    alone = cli(words)
+    place = words.index(config) - 1
+    size = Path(config).stem.rpartition("_")[0]
+    others = [row for row in ROWS if row != config and Path(row).stem.rpartition("_")[0] == size]
+    before = [word for row in others for word in ("--config", row)]
+    after = cli([*words[:place], *before, *words[place:]])
+    assert after.config.fit.model.as_dict() == alone.config.fit.model.as_dict()
+    assert after.config.fit.data.as_dict() == alone.config.fit.data.as_dict()
