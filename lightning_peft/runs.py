@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 def next_folder(root: str | Path) -> Path:
     """The folder of a new run under a root: ``version_N`` with the first N above those there."""
-    return Path(root) / f"version_{max(_versions(root), default=-1) + 1}"
+    return Path(root).absolute() / f"version_{max(_versions(root), default=-1) + 1}"
 
 
 def _versions(root: str | Path) -> list[int]:
@@ -87,6 +87,11 @@ def folder_of(checkpoint: str | Path) -> Path:
     """The folder of the run that wrote a checkpoint."""
     parent = Path(checkpoint).absolute().parent
     return parent.parent if parent.name == "checkpoints" else parent
+
+
+def belongs_to_run(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint lies in the folder of a run of ours, where its results belong."""
+    return (folder_of(checkpoint) / "config.yaml").is_file()
 
 
 def find_last(root: str | Path) -> Path:
@@ -104,7 +109,11 @@ def find_last(root: str | Path) -> Path:
     root = Path(root)
     folders = [root, *(root / f"version_{n}" for n in sorted(_versions(root), reverse=True))]
     for folder in folders:
-        files = sorted(folder.glob("checkpoints/*.ckpt"), key=_step_of, reverse=True)
+        files = sorted(
+            folder.glob("checkpoints/*.ckpt"),
+            key=lambda p: (step_of(p), p.stat().st_mtime),
+            reverse=True,
+        )
         for path in files:
             try:
                 read_checkpoint(path)
@@ -115,9 +124,10 @@ def find_last(root: str | Path) -> Path:
     raise FileNotFoundError(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
 
 
-def _step_of(path: Path) -> tuple[int, float]:
+def step_of(path: Path) -> int:
+    """The optimizer steps behind a checkpoint, by its name; -1 where that does not tell."""
     step = re.search(r"step=(\d+)", path.name)
-    return int(step[1]) if step else -1, path.stat().st_mtime
+    return int(step[1]) if step else -1
 
 
 class RunLogger(CSVLogger):
@@ -169,7 +179,11 @@ class RunLogger(CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write one row; metrics of one step that come one after another share a row."""
-        row = {key: f"{float(value):.9g}" for key, value in metrics.items()}
+        # A test's scores belong to no step; run.json has them.
+        kept = {key: value for key, value in metrics.items() if not key.startswith("test/")}
+        if not kept.keys() - {"epoch"}:
+            return
+        row = {key: f"{float(value):.9g}" for key, value in kept.items()}
         step_text = str(0 if step is None else step)
         new = [key for key in row if key not in self.columns]
         self.columns += new

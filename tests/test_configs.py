@@ -1,4 +1,4 @@
-"""Every shipped configuration runs through the real command line, as its first line says it is run."""
+"""Every shipped configuration goes through the real command line, as its first line says."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
 
 
 def command_of(config: str, data_dir: Path | str = "DATA") -> list[str]:
-    """The words after ``lightning-peft`` in a file's first line, with a folder in the place of DATA."""
+    """The words after ``lightning-peft`` in a file's first line, a folder in DATA's place."""
     first = (ROOT / config).read_text().splitlines()[0]
     assert first.startswith("# lightning-peft "), f"{config} begins with {first!r}"
     return [str(data_dir) if word == "DATA" else word for word in shlex.split(first)[2:]]

@@ -19,11 +19,12 @@ from lightning_peft.strategies import (
     LoRADrop,
     PrunedLoRA,
     RankDropout,
+    StepMask,
 )
 from lightning_peft.testing import check_strategy
 
 Pruned = functools.partial(PrunedLoRA, r=6, target_r=2, prune_every=3)
-step_mask = functools.partial(RankDropout, p=0.3, mask="step")
+step_mask = functools.partial(StepMask, p=0.3)
 
 KEPT_PROMISES = {
     "lora": LoRA(r=4),

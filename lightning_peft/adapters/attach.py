@@ -37,6 +37,11 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nothing_matched(pattern: str, names: Sequence[str]) -> ValueError:
     tails = sorted({name.rsplit(".", 1)[-1] for name in names})
+    if pattern in tails:
+        return ValueError(
+            f"target_modules: as a regex {pattern!r} matches no linear layer's full name; the list "
+            f"[{pattern}] names those that end so."
+        )
     near = (
         difflib.get_close_matches(pattern.rsplit(".", 1)[-1], tails, n=3, cutoff=0.5) or tails[:8]
     )

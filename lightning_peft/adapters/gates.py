@@ -5,7 +5,8 @@ work with everything else:
 
 * in eval it is a fixed diagonal, so that it folds into B (``nn.Dropout`` is one: the identity);
 * it draws from torch's global random stream, which activation checkpointing and resume restore;
-* where it holds a value for each component, ``keep(indices)`` drops those of removed components.
+* where it holds a value for each component, that is a parameter or buffer of shape (r,), which
+  loses the values of removed components together with A and B.
 
 A gate that holds one draw over a whole optimizer step has ``new_step()``, which the strategy calls
 after each step.
@@ -38,23 +39,3 @@ def gate_diagonal(gate: nn.Module, r: int) -> Tensor:
         diagonal = gate.eval()(ones)[0]
     gate.train(was_training)
     return diagonal
-
-
-def keep_in_gate(gate: nn.Module, indices: Tensor, r: int) -> None:
-    """Drop what a gate holds for removed components.
-
-    Args:
-        gate: The gate.
-        indices: The survivors, (k,).
-        r: The rank before.
-
-    Raises:
-        ValueError: If the gate holds values for each component but has no ``keep``.
-    """
-    if hasattr(gate, "keep"):
-        gate.keep(indices)  # type: ignore[operator]
-    elif any(r in t.shape for t in (*gate.parameters(), *gate.buffers())):
-        raise ValueError(
-            f"{type(gate).__name__} holds a value for each component and cannot lose ranks: "
-            "give it a method keep(indices) that keeps those at the given indices."
-        )

@@ -66,7 +66,7 @@ class LoRALinear(nn.Module):
         }
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **where))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **where))
-        self.rank = r
+        self.r = self.rank = r
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.dropout = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
         self.gate = gate.to(weight.device) if gate is not None else None
@@ -97,6 +97,16 @@ class LoRALinear(nn.Module):
             nn.init.zeros_(self.lora_B)
         else:
             nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, which some models read for its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
 
     @property
     def active_A(self) -> Tensor:

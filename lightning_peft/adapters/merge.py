@@ -46,6 +46,12 @@ def _merged(base: nn.Module, delta: Tensor) -> nn.Module:
     return linear
 
 
+def _is_tied(model: nn.Module, layer: nn.Module) -> bool:
+    weight = layer.base.weight  # type: ignore[union-attr]
+    named = model.named_parameters(remove_duplicate=False)
+    return sum(parameter is weight for _, parameter in named) > 1
+
+
 @torch.no_grad()
 def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
     """Replace each adapted layer by its base with ``W + ΔW``, as it is in eval.
@@ -70,6 +76,11 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
             raise ValueError(
                 f"{name} is a {type(layer.base).__name__}: merging into it would round the change "
                 "to its few levels; pass dequantize=True to get plain float32 linears."
+            )
+        if _is_tied(model, layer):
+            raise ValueError(
+                f"{name} shares its weight with another module, which merging would change too; "
+                "untie them, or leave it out of target_modules."
             )
     for name, layer in layers.items():
         model.set_submodule(name, _merged(layer.base, layer.delta_weight()))

@@ -32,13 +32,20 @@ def _number(value: float) -> int | float:
     return int(round(value)) if abs(value - round(value)) < 1e-9 else value
 
 
+def _exactly(name: str) -> str:
+    """A pattern key that PEFT matches with this full name only, not with another's end."""
+    return "^" + re.escape(name)
+
+
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
     """Full names, as a regex only where one of them is also the end of another linear's name.
 
     PEFT takes a list entry as the end of a name, so a top-level layer ``q`` would match every
     ``….q``.
     """
-    others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".base" not in n]
+    bases = {layer.base for layer in adapter_layers(model).values()}
+    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    others = [name for name, linear in linears if linear not in bases]
     if any(other.endswith(f".{name}") for name in names for other in others + names):
         return "|".join(re.escape(name) for name in names)
     return names
@@ -63,8 +70,8 @@ def _config(model: nn.Module, layers: Mapping[str, LoRALinear], saved: list[str]
         "fan_in_fan_out": False,
         "use_rslora": False,
         "target_modules": _target_modules(model, list(layers)),
-        "rank_pattern": {re.escape(n): k for n, k in ranks.items() if k != r},
-        "alpha_pattern": {re.escape(n): a for n, a in alphas.items() if a != alpha},
+        "rank_pattern": {_exactly(n): k for n, k in ranks.items() if k != r},
+        "alpha_pattern": {_exactly(n): a for n, a in alphas.items() if a != alpha},
         "modules_to_save": saved or None,
     }
 
@@ -140,6 +147,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(
                 f"{folder / CONFIG} has {key}: {config[key]!r}; only {plain!r} can be loaded."
             )
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(("pissa", "olora", "corda", "loftq")):
+        raise ValueError(
+            f"{folder / CONFIG} has init_lora_weights: {start!r}, which changes the base too; "
+            "save it as plain LoRA (path_initial_model_for_weight_conversion in PEFT)."
+        )
     return config, tensors
 
 
@@ -179,11 +192,15 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             others[key.removeprefix(PREFIX)] = tensor
     for name, pair in pairs.items():
         _check_place(name, pair, modules.get(name), folder)
-    unknown = (
-        others.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys()
-    )
-    if unknown:
-        raise ValueError(f"{folder} holds {sorted(unknown)[0]}, for which the model has no place.")
+    places = model.state_dict()
+    for name, tensor in others.items():
+        if name not in places:
+            raise ValueError(f"{folder} holds {name}, for which the model has no place.")
+        if tensor.shape != places[name].shape:
+            raise ValueError(
+                f"{folder} holds {name} as {tuple(tensor.shape)}, this model has "
+                f"{tuple(places[name].shape)}."
+            )
     model.requires_grad_(False)
     alphas, rslora = config.get("alpha_pattern") or {}, bool(config.get("use_rslora"))
     for name, pair in pairs.items():
@@ -199,7 +216,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
         made[name].lora_B.copy_(pair["B"])
     if others:
         model.load_state_dict(others, strict=False)
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters(remove_duplicate=False):
             if name in others:
                 parameter.requires_grad_(True)
     return model

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_peft.adapters.gates import keep_in_gate
 from lightning_peft.adapters.layer import LoRALinear
 
 
@@ -93,25 +92,60 @@ def keep_components(
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     if layer.gate is not None:
-        shapes = {p: p.shape for p in layer.gate.parameters()}
-        keep_in_gate(layer.gate, indices, layer.rank)
-        for parameter, shape in shapes.items():
-            if parameter.shape != shape:
-                _keep_state(parameter, shape, 0, indices.to(parameter.device), optimizer)
+        _keep_in_gate(layer.gate, indices, layer.rank, optimizer)
     layer.rank = len(indices)
+
+
+def _keep_in_gate(gate: nn.Module, indices: Tensor, r: int, optimizer: Optimizer | None) -> None:
+    """Take what a gate holds for each component, tensors of shape (r,), like A and B."""
+    held = [*gate.named_parameters(), *gate.named_buffers()]
+    for name, tensor in held:
+        if tensor.dim() > 1 and r in tensor.shape:
+            raise ValueError(
+                f"{type(gate).__name__}.{name} has shape {tuple(tensor.shape)} at rank {r}: what a "
+                "gate holds for each component must have shape (r,) for components to be removed."
+            )
+    for name, tensor in held:
+        if tensor.shape != (r,):
+            continue
+        at = indices.to(tensor.device)
+        if isinstance(tensor, nn.Parameter):
+            _keep_slices(tensor, 0, at, optimizer, resize=True)
+        else:
+            owner, _, leaf = name.rpartition(".")
+            setattr(gate.get_submodule(owner), leaf, tensor[at])
 
 
 def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
     """Give layers the ranks that a saved state has, before that state is loaded.
 
+    A layer that has lost more components since gets them back, for the load to fill.
+
     Args:
-        layers: Each layer with its saved rank, at most the present one.
+        layers: Each layer with its saved rank.
 
     Raises:
-        ValueError: If a saved rank is above the layer's.
+        ValueError: If a saved rank is above the one that a layer began with.
     """
     for layer, rank in layers:
+        if rank > layer.r:
+            raise ValueError(f"a saved rank of {rank} does not fit a layer of rank {layer.r}.")
         if rank > layer.rank:
-            raise ValueError(f"a saved rank of {rank} does not fit a layer of rank {layer.rank}.")
-        if rank < layer.rank:
+            _grow(layer, rank)
+        elif rank < layer.rank:
             keep_components(layer, torch.arange(rank))
+
+
+def _grow(layer: LoRALinear, rank: int) -> None:
+    gate = [] if layer.gate is None else [(t, 0) for t in layer.gate.parameters()]
+    for parameter, dim in [*layer.components(), *gate]:
+        if parameter.shape[dim] == layer.rank:
+            shape = [*parameter.shape]
+            shape[dim] = rank
+            replace_tensor(parameter, parameter.detach().new_zeros(shape))
+    if layer.gate is not None:
+        for name, buffer in layer.gate.named_buffers():
+            if buffer.shape == (layer.rank,):
+                owner, _, leaf = name.rpartition(".")
+                setattr(layer.gate.get_submodule(owner), leaf, buffer.new_zeros(rank))
+    layer.rank = rank

@@ -68,9 +68,9 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
-        if not trainer.is_global_zero:
-            return
-        folder = run_folder(trainer)
+        folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
+        if not trainer.is_global_zero or (not self._started and (folder / "run.json").is_file()):
+            return  # the run had ended already
         alive = any(layer.rank for layer in adapter_layers(pl_module).values())
         if self.export_adapter and alive:
             save_peft(getattr(pl_module, "model", pl_module), folder / "adapter")
@@ -100,9 +100,10 @@ class RunRecord(Callback):
         _write_json(path, record)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
+        folder = run_folder(trainer)
         if trainer.is_global_zero:
             record = {**self._record(trainer, pl_module), "status": status}
-            _write_json(run_folder(trainer) / "run.json", record)
+            _write_json(folder / "run.json", record)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

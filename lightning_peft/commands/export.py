@@ -41,13 +41,15 @@ def main(words: list[str]) -> None:
         raise ValueError(f"--output: {output} is not empty; give a new folder.")
     path = find_last(path) if path.is_dir() else path
     checkpoint = read_checkpoint(path)
-    module: Any = _module(Path(options.config) if options.config else folder_of(path) / "config.yaml")
+    config = Path(options.config) if options.config else folder_of(path) / "config.yaml"
+    module: Any = _module(config)
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     module.eval()
     if options.merge:
-        merge(module.model, options.dequantize).save_pretrained(output)
+        merge(module.model, options.dequantize)
+        module.model.save_pretrained(output)
         _tokenizer(module.model_name_or_path, output)
     else:
         save_peft(module.model, output)

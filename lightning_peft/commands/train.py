@@ -24,10 +24,12 @@ from lightning_peft.commands.parser import FriendlyParser, own_sentence
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
+    belongs_to_run,
     find_last,
     folder_of,
     next_folder,
     read_checkpoint,
+    step_of,
 )
 from lightning_peft.strategies import AdapterStrategy
 
@@ -50,6 +52,15 @@ class Checkpoints(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_on_train_epoch_end=False,
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what lies after the checkpoint that the run goes on from, and torn files."""
+        folder = Path(self.dirpath or "")
+        if trainer.is_global_zero and self.dirpath and folder.is_dir():
+            later = [p for p in folder.glob("step=*.ckpt") if step_of(p) > trainer.global_step]
+            for path in (*later, *folder.glob(".*.part")):
+                path.unlink()
+        super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Remember how many steps were made before this batch."""
@@ -100,7 +111,9 @@ class SaveConfig(SaveConfigCallback):
             Path(folder).mkdir(parents=True, exist_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write."""
+        """Write what a new run like this one takes: everything but where this one went on from."""
+        self.config = self.config.clone()
+        self.config["ckpt_path"] = None
         super().setup(trainer, pl_module, "fit")
 
 
@@ -134,10 +147,12 @@ class PeftCLI(LightningCLI):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
                 raise FileNotFoundError(f"ckpt_path: {self.ckpt_path} does not exist.")
-            read_checkpoint(
-                self.ckpt_path
-            )  # says that it is damaged before a large model is loaded
-        self.folder = folder_of(self.ckpt_path) if self.ckpt_path else next_folder(root)
+            # Says that it is damaged before a large model is loaded.
+            read_checkpoint(self.ckpt_path)
+        own = self.ckpt_path is not None and (
+            self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
+        )
+        self.folder = folder_of(self.ckpt_path) if own and self.ckpt_path else next_folder(root)
 
     def instantiate_classes(self) -> None:
         """Make everything, and let through what a constructor itself says of its arguments."""

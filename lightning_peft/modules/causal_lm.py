@@ -182,16 +182,20 @@ class CausalLMModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch; the window's gradient is that of the mean over its targets.
 
-        Lightning divides by the number of micro-batches, though they may hold different numbers of
-        targets: each is weighted by its share of the window's targets instead.
+        Lightning divides by the number of micro-batches and DDP by that of processes, though they
+        may hold different numbers of targets: each is weighted by its share of the window's targets
+        instead, which ``num_target_tokens`` counts over all processes.
         """
         total, _, count = self._target_loss(batch)
-        window = batch.get("num_target_tokens", count)
-        loss = total / torch.as_tensor(window, device=total.device).clamp_min(1)
-        self._window["loss"] += loss.detach()
+        accumulate, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        # A data module that does not count windows takes all micro-batches for equal ones.
+        window = batch.get("num_target_tokens", count * accumulate * processes)
+        window = torch.as_tensor(window, device=total.device).clamp_min(1)
+        self._window["loss"] += total.detach() / window
         self._window["tokens"] += batch["attention_mask"].sum()
-        penalty = self.adapter.penalty(self.model)
-        return loss * self.trainer.accumulate_grad_batches + penalty
+        # The shares count / window sum to one over the window, and so the penalty counts once.
+        share = (total + self.adapter.penalty(self.model) * count) / window
+        return share * accumulate * processes
 
     def on_after_backward(self) -> None:
         """Stop at a loss that is not a number, before it reaches the weights."""
@@ -333,6 +337,7 @@ class CausalLMModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let a resumed run's own csv files go on from here."""
+        self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
         for logger in self.trainer.loggers:
             if self.trainer.global_step > 0 and hasattr(logger, "go_on_from"):
                 logger.go_on_from(self.trainer.global_step)

@@ -27,6 +27,7 @@ def checkpoint_of(model: nn.Module, adapter: AdapterStrategy, prefix: str) -> di
         "adapter": {
             "strategy": type(adapter).__name__,
             "base": adapter.base_fingerprint,
+            "scale": _scale(adapter),
             "layers": list(adapter_layers(model)),
             "state": adapter.state_dict(),
         },
@@ -64,6 +65,12 @@ def restore_structure(
             f"model.model_name_or_path has {adapter.base_fingerprint}: an adapter fits only the "
             "base that it was trained on."
         )
+    for key, value in _scale(adapter).items():
+        if saved["scale"][key] != value:
+            raise ValueError(
+                f"the checkpoint was trained with {key} = {saved['scale'][key]}, "
+                f"model.adapter.{key} is {value}; give that of the checkpoint."
+            )
     adapter.restructure(model, saved["state"])
     _same_layers(saved["layers"], list(adapter_layers(model)))
     fit_ranks(model, checkpoint["state_dict"], prefix)
@@ -74,6 +81,11 @@ def restore_structure(
             f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors "
             "in all); give the adapter's arguments with which it was trained."
         )
+
+
+def _scale(adapter: AdapterStrategy) -> dict[str, float]:
+    """The arguments that make an adapter's scaling, which no tensor's shape tells."""
+    return {key: getattr(adapter, key) for key in ("r", "lora_alpha", "use_rslora")}
 
 
 def _same_layers(saved: list[str], present: list[str]) -> None:

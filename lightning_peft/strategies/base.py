@@ -301,6 +301,7 @@ class AdapterStrategy(Callback):
 
     def _watch_optimizer(self, model: nn.Module) -> None:
         self._needed, self._steps = self._needed_calls(model), 0
+        self._stepping: set[int] = set()
         if self._needed:
             self._layers = list(adapter_layers(model).values())
             _watch(self)
@@ -309,6 +310,13 @@ class AdapterStrategy(Callback):
         own = {id(layer.lora_A) for layer in self._layers}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return
+        # Where several optimizers share the adapters, the step is over when the first steps again.
+        if id(optimizer) not in self._stepping:
+            self._stepping.add(id(optimizer))
+            if len(self._stepping) > 1:
+                return
+        else:
+            self._stepping = {id(optimizer)}
         self._steps += 1
         missing = self._needed - self._noted - ({"after_step"} if self._steps == 1 else set())
         self._noted.clear()
@@ -341,4 +349,4 @@ class AdapterStrategy(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin after the steps that a resumed run has made already."""
-        self._last_step = trainer.global_step - 1
+        self._last_step, self._steps = trainer.global_step - 1, 0

@@ -11,26 +11,26 @@ the "pruning probability"; its text and code drop with probability p, and so doe
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.adapters.shrink import replace_tensor
-from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.base import AdapterStrategy, Gate
 
 Mask = Literal["token", "sample", "batch", "step", "learned"]
 
 
 class RankDropout(nn.Module):
-    """A random mask over components, drawn from torch's global stream; the identity in eval.
+    """A random mask over components, drawn at every forward from torch's global stream.
+
+    The identity in eval.
 
     Args:
         r: Rank.
         p: Probability of dropping a component, in [0, 1).
-        mask: What one draw covers: a ``token``, a ``sample`` (all tokens of one sequence), a
-            ``batch`` (one forward), or an optimizer ``step`` with all its micro-batches.
+        mask: What one draw covers: a ``token``, a ``sample`` (all tokens of one sequence), or a
+            ``batch`` (one forward).
         rescale: Divide what is kept by 1 - p, so that the mean over draws is the unmasked
             activation.
 
@@ -38,44 +38,20 @@ class RankDropout(nn.Module):
         ValueError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
     """
 
-    mask: Tensor
-
     def __init__(
         self,
         r: int,
         p: float = 0.3,
-        mask: Literal["token", "sample", "batch", "step"] = "token",
+        mask: Literal["token", "sample", "batch"] = "token",
         rescale: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"p must lie in [0, 1), got {p}.")
-        if mask not in ("token", "sample", "batch", "step"):
+        if mask not in ("token", "sample", "batch"):
             raise ValueError(f"mask must be token, sample, batch, step or learned, got {mask!r}.")
         self.p, self.per = p, mask
         self.kept_value = 1 / (1 - p) if rescale else 1.0
-        if mask == "step":
-            # A buffer, since it outlives a forward: recomputation and resume must find the same
-            # draw.
-            self.register_buffer("mask", self._draw(torch.empty(r)))
-
-    def _draw(self, like: Tensor) -> Tensor:
-        return torch.empty_like(like).bernoulli_(1 - self.p).mul_(self.kept_value)
-
-    @property
-    def new_step(self) -> Callable[[], None]:
-        """Draw the mask of the next optimizer step; only a step mask has this, and needs it."""
-        if self.per != "step":
-            raise AttributeError(f"a {self.per} mask has no new_step")
-        return self._redraw
-
-    def _redraw(self) -> None:
-        self.mask.copy_(self._draw(self.mask))
-
-    def keep(self, indices: Tensor) -> None:
-        """Lose the components that are not at ``indices``."""
-        if self.per == "step":
-            self.mask = self.mask[indices.to(self.mask.device)]
 
     def forward(self, z: Tensor) -> Tensor:
         """Mask rank activations.
@@ -88,18 +64,53 @@ class RankDropout(nn.Module):
         """
         if not self.training or self.p == 0:
             return z
-        if self.per == "step":
-            return z * self.mask.to(z.dtype)
         shape = {
             "token": z.shape,
             "sample": (z.shape[0], *(1 for _ in z.shape[1:-1]), z.shape[-1]),
             "batch": z.shape[-1:],
         }[self.per]
-        return z * self._draw(z.new_empty(shape))
+        return z * z.new_empty(shape).bernoulli_(1 - self.p).mul_(self.kept_value)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` tells."""
         return f"p={self.p}, mask={self.per}"
+
+
+class StepMask(nn.Module):
+    """A random mask over components that holds for one optimizer step; the identity in eval.
+
+    Args:
+        r: Rank.
+        p: Probability of dropping a component, in [0, 1).
+        rescale: Divide what is kept by 1 - p.
+
+    Raises:
+        ValueError: If ``p`` lies outside [0, 1).
+    """
+
+    mask: Tensor
+
+    def __init__(self, r: int, p: float = 0.3, rescale: bool = True) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must lie in [0, 1), got {p}.")
+        self.p = p
+        self.kept_value = 1 / (1 - p) if rescale else 1.0
+        # A buffer, since it outlives a forward: recomputation and resume must find the same draw.
+        self.register_buffer("mask", torch.empty(r))
+        self.new_step()
+
+    def new_step(self) -> None:
+        """Draw the mask of the next optimizer step."""
+        self.mask.bernoulli_(1 - self.p).mul_(self.kept_value)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Mask rank activations, (..., r) to (..., r)."""
+        return z * self.mask.to(z.dtype) if self.training else z
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` tells."""
+        return f"p={self.p}"
 
 
 class LearnedRankMask(nn.Module):
@@ -116,12 +127,6 @@ class LearnedRankMask(nn.Module):
     def __init__(self, r: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(r))
-
-    def keep(self, indices: Tensor) -> None:
-        """Lose the components that are not at ``indices``."""
-        indices, grad = indices.to(self.logits.device), self.logits.grad
-        kept = self.logits.detach()[indices]
-        replace_tensor(self.logits, kept, None if grad is None else grad[indices])
 
     def forward(self, z: Tensor) -> Tensor:
         """Mask rank activations, (..., r) to (..., r)."""
@@ -158,11 +163,15 @@ class DropLoRA(AdapterStrategy):
         rescale: bool = True,
         **lora: Any,
     ) -> None:
-        gate = (
-            LearnedRankMask
-            if mask == "learned"
-            else functools.partial(RankDropout, p=p, mask=mask, rescale=rescale)
-        )
+        if "rank_gate" in lora:
+            raise ValueError(f"{type(self).__name__} brings its own rank_gate; give it to LoRA.")
+        gates: dict[str, Gate] = {
+            "learned": LearnedRankMask,
+            "step": functools.partial(StepMask, p=p, rescale=rescale),
+        }
+        drop = functools.partial(RankDropout, p=p, mask=mask, rescale=rescale)  # type: ignore[arg-type]
+        gate = gates.get(mask, drop)
         with torch.random.fork_rng(devices=[]):
             gate(1)  # a wrong value is told now, not at attach
         super().__init__(r=r, rank_gate=gate, **lora)
+        self.p, self.mask, self.rescale = p, mask, rescale

@@ -12,6 +12,7 @@ The paper leaves open how tokens of an example are put together: here their mean
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -111,7 +112,9 @@ class LoRADrop(AdapterStrategy):
         with torch.random.fork_rng(devices=sorted(devices)):
             batches = sample(self.sample_ratio)
             self._train(model, batches, loss, optimizer)
-            importance = measure_importance(model, batches, loss)
+            importance = measure_importance(
+                model, itertools.islice(batches, self.max_probe_steps), loss
+            )
             layout = self.decide(importance, adapter_layers(model))
         model.load_state_dict(fresh, strict=False)
         model.zero_grad(set_to_none=True)
@@ -209,20 +212,21 @@ class LoRADrop(AdapterStrategy):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout into the run's folder, for later runs to use."""
-        if self.layout and trainer.is_global_zero and trainer.log_dir:
+        folder = trainer.log_dir  # on every rank, since finding it is a broadcast
+        if self.layout and trainer.is_global_zero and folder:
             text = json.dumps(self.layout, indent=2) + "\n"
-            write_atomically(
-                Path(trainer.log_dir) / "layout.json", lambda path: path.write_text(text)
-            )
+            write_atomically(Path(folder) / "layout.json", lambda path: path.write_text(text))
 
     def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Take the layout from a checkpoint instead of probing again."""
-        if self.layout and self.layout != state["layout"]:
-            raise ValueError(
-                "the checkpoint was trained under another LoRA-drop layout than the given one."
-            )
         if not self.layout:
             self.apply(model, state["layout"])
+        elif _roles(self.layout) != _roles(state["layout"]):
+            raise ValueError(
+                "the checkpoint was trained under another LoRA-drop layout than this model's; give "
+                "its run's layout.json as model.adapter.layout, or set trainer.ckpt_path before "
+                "trainer.fit(), so that nothing is probed."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions and the layout."""
@@ -232,6 +236,10 @@ class LoRADrop(AdapterStrategy):
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self.layout = state_dict["layout"]
+
+
+def _roles(layout: Layout) -> dict[str, str]:
+    return {name: entry["role"] for name, entry in layout.items()}
 
 
 @torch.no_grad()
@@ -260,7 +268,10 @@ def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> 
         for batch in batches:
             loss(batch)
     model.train(was_training)
-    return {name: sums[name].item() / max(tokens[name], 1) for name in adapter_layers(model)}
+    # A layer that no forward visits (an idle expert) matters nothing.
+    zero = torch.zeros(())
+    layers = adapter_layers(model)
+    return {name: sums.get(name, zero).item() / max(tokens[name], 1) for name in layers}
 
 
 def _read_layout(path: Path) -> Layout:

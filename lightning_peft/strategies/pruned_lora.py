@@ -16,6 +16,7 @@ from collections import defaultdict
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -107,7 +108,7 @@ class PrunedLoRA(AdapterStrategy):
         super().__init__(r=r, **lora)
         if not 0 <= target_r <= r:
             raise ValueError(f"target_r must lie between 0 and r = {r}, got {target_r}.")
-        if not 0 <= min_r <= target_r:
+        if allocation == "global" and not 0 <= min_r <= target_r:
             raise ValueError(f"min_r must lie between 0 and target_r = {target_r}, got {min_r}.")
         for key, value, least in (
             ("start_step", start_step, 0),
@@ -163,13 +164,22 @@ class PrunedLoRA(AdapterStrategy):
                 self._watch.__exit__(None, None, None)
                 self._watch = None
             return
+        due = schedule.prune_due(global_step, self.start_step, self.prune_every)
+        if (due or self.recovery == "gradient") and not _finite_gradients(layers):
+            # A step that a gradient scaler skips, or one that ends the run: no ground to decide on.
+            if due:
+                rank_zero_warn(
+                    f"no components were removed at step {global_step}, since its gradients are "
+                    "not finite; the target is reached one removal later."
+                )
+            return
         if self.recovery == "gradient":
             for name, layer in layers.items():
                 grad_B, grad_A = _gradients(layer)
                 self._add(name, "H_B", linalg.gram(grad_B))
                 self._add(name, "H_A", linalg.gram(grad_A.mT))
                 self._add(name, "steps", torch.tensor(1.0))
-        if schedule.prune_due(global_step, self.start_step, self.prune_every):
+        if due:
             self._remove(layers, optimizer, global_step, excess)
 
     def _remove(
@@ -217,6 +227,9 @@ class PrunedLoRA(AdapterStrategy):
             for key, count in (("C", "tokens"), ("H_B", "steps"), ("H_A", "steps")):
                 if key in sums:
                     parts[key].append(sums[key] / sums[count].to(sums[key].device))
+                elif key == "C" and self.sums and self._watches_activations:
+                    # No forward visited this layer (an idle expert), though others were.
+                    parts[key].append(layer.lora_A.new_zeros(layer.rank, layer.rank))
         if self._watches_activations and "C" not in parts:
             raise RuntimeError(
                 f"criterion {self.criterion!r} or recovery {self.recovery!r} needs the activations "
@@ -273,6 +286,11 @@ def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:
         p.grad if p.grad is not None else torch.zeros_like(p) for p in (layer.lora_B, layer.lora_A)
     ]
     return grads[0][:, : layer.rank], grads[1][: layer.rank]
+
+
+def _finite_gradients(layers: dict[str, LoRALinear]) -> bool:
+    grads = [grad for layer in layers.values() for grad in _gradients(layer)]
+    return bool(torch.nn.utils.get_total_norm(grads).isfinite())
 
 
 def _same_shape(layers: dict[str, LoRALinear]) -> list[list[str]]:

@@ -92,7 +92,7 @@ def test_each_layer_counts_for_the_first_pattern_that_names_it(tiny_llama) -> No
         (["query", "v_proj"], "'query' matches no linear layer; near names are "),
         (["layers.7.self_attn.q_proj"], "near names are q_proj"),
         (r".*\.qq_proj", "matches no linear layer"),
-        ("q_proj", "'q_proj' matches no linear layer; near names are q_proj"),
+        ("q_proj", r"as a regex 'q_proj' matches no linear layer's full name; the list \[q_proj\]"),
         (["embed_tokens"], "'embed_tokens' names model.embed_tokens, a Embedding; only"),
         ("*_proj", r"'\*_proj' is not a regular expression"),
         ([], r"matches no linear layer"),

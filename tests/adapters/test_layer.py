@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters import LoRALinear, keep_components
-from lightning_peft.strategies import RankDropout
+from lightning_peft.strategies import StepMask
 
 
 class Diagonal(nn.Module):
@@ -107,7 +107,7 @@ def test_a_gate_folds_into_b() -> None:
 
 
 def test_a_mask_is_read_as_the_identity_and_stays_in_its_mode() -> None:
-    layer = filled(nn.Linear(7, 4), gate=RankDropout(3, 0.5, "step")).train()
+    layer = filled(nn.Linear(7, 4), gate=StepMask(3, 0.5)).train()
     torch.testing.assert_close(layer.factors()[0], 2 * layer.lora_B.detach())
     assert layer.gate.training
 

@@ -159,8 +159,8 @@ def test_the_configuration_is_what_peft_users_expect(tiny_llama, tmp_path) -> No
     assert config["task_type"] == "CAUSAL_LM"
     assert (config["r"], config["lora_alpha"]) == (6, 12)
     assert config["target_modules"] == list(adapter_layers(model))
-    assert config["rank_pattern"] == {re.escape(odd): 2}
-    assert config["alpha_pattern"] == {re.escape(odd): 4}
+    assert config["rank_pattern"] == {"^" + re.escape(odd): 2}
+    assert config["alpha_pattern"] == {"^" + re.escape(odd): 4}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",

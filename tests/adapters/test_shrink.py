@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters import LoRALinear, keep_components
 from lightning_peft.adapters.shrink import match_ranks
-from lightning_peft.strategies import LearnedRankMask, RankDropout
+from lightning_peft.strategies import LearnedRankMask, StepMask
 
 KEEP = torch.tensor([1, 2, 4])
 
@@ -136,7 +136,7 @@ def test_a_loss_of_before_may_stay_alive() -> None:
 def test_a_graph_that_is_still_to_be_used_is_an_error_that_says_so() -> None:
     layer = make_layer()
     loss = loss_of(layer, 0)
-    with pytest.raises(RuntimeError, match="a forward pass without its backward pass"):
+    with pytest.raises(RuntimeError, match="a forward without its backward pass"):
         keep_components(layer, KEEP)
     assert loss.requires_grad
 
@@ -170,7 +170,7 @@ def test_a_learned_mask_shrinks_with_its_gradient_and_moments() -> None:
 
 
 def test_a_step_mask_keeps_the_draw_of_the_survivors() -> None:
-    gate = RankDropout(5, 0.5, "step")
+    gate = StepMask(5, 0.5)
     gate.mask.copy_(torch.arange(5.0))
     keep_components(make_layer(gate), KEEP)
     assert gate.mask.tolist() == [1.0, 2.0, 4.0]
@@ -180,21 +180,27 @@ def test_a_gate_that_cannot_lose_ranks_is_refused() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(5))
+            self.scale = nn.Parameter(torch.ones(5, 5))
 
         def forward(self, z: Tensor) -> Tensor:
-            return z * self.scale
+            return z @ self.scale
 
-    with pytest.raises(ValueError, match=r"Scale .* cannot lose ranks: give it a method keep"):
+    with pytest.raises(
+        ValueError, match=r"Scale.scale has shape \(5, 5\) at rank 5: .* must have shape \(r,\)"
+    ):
         keep_components(make_layer(Scale()), KEEP)
     keep_components(make_layer(nn.Dropout(0.5)), KEEP)  # holds nothing for a component
 
 
-def test_ranks_only_fall() -> None:
-    layer = make_layer()
+def test_ranks_fall_and_come_back_up_to_the_first() -> None:
+    layer = make_layer(StepMask(5, 0.5))
     match_ranks([(layer, 5)])
     assert layer.rank == 5
     match_ranks([(layer, 2)])
     assert layer.lora_B.shape == (6, 2)
-    with pytest.raises(ValueError, match="a saved rank of 3 does not fit a layer of rank 2"):
-        match_ranks([(layer, 3)])
+    match_ranks([(layer, 4)])
+    assert (layer.rank, layer.lora_A.shape[0], len(layer.gate.mask)) == (4, 4, 4)
+    match_ranks([(layer, 0), (layer, 3)])
+    assert layer.lora_B.shape == (6, 3)
+    with pytest.raises(ValueError, match="a saved rank of 6 does not fit a layer of rank 5"):
+        match_ranks([(layer, 6)])

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from lightning_peft import trainable_parameters
 from lightning_peft.adapters import LoRALinear, adapter_layers
-from lightning_peft.strategies import DropLoRA, LearnedRankMask, LoRA, RankDropout
+from lightning_peft.strategies import DropLoRA, LearnedRankMask, LoRA, RankDropout, StepMask
 
 RANDOM = ["token", "sample", "batch", "step"]
+
+
+def make_gate(mask: str, r: int, p: float, rescale: bool = True) -> nn.Module:
+    return StepMask(r, p, rescale) if mask == "step" else RankDropout(r, p, mask, rescale)
 
 
 def drawn(gate: nn.Module, *shape: int) -> Tensor:
@@ -44,7 +48,7 @@ def test_eval_is_lora(mask, tiny_llama, random_batch, logits) -> None:
 @pytest.mark.parametrize("mask", RANDOM)
 def test_the_mean_over_draws_is_the_unmasked_activation(mask) -> None:
     torch.manual_seed(0)
-    gate, p, draws = RankDropout(8, 0.3, mask), 0.3, 4000
+    gate, p, draws = make_gate(mask, 8, 0.3), 0.3, 4000
     total = torch.zeros(8)
     for _ in range(draws):
         total += drawn(gate, 1, 1, 8)[0, 0]
@@ -58,7 +62,7 @@ def test_the_mean_over_draws_is_the_unmasked_activation(mask) -> None:
 @pytest.mark.parametrize(("rescale", "kept"), [(True, 1 / 0.7), (False, 1.0)])
 def test_p_is_the_share_that_is_dropped(mask, rescale, kept) -> None:
     torch.manual_seed(0)
-    values = drawn(RankDropout(20_000, 0.3, mask, rescale), 1, 1, 20_000)
+    values = drawn(make_gate(mask, 20_000, 0.3, rescale), 1, 1, 20_000)
     assert values.unique().tolist() == pytest.approx([0, kept])
     assert (values == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 20_000) ** 0.5)
 
@@ -82,7 +86,7 @@ def test_a_token_mask_is_the_authors_dropout() -> None:
 )
 def test_what_one_draw_covers(mask, same_tokens, same_samples, same_forwards) -> None:
     torch.manual_seed(0)
-    gate = RankDropout(32, 0.5, mask)
+    gate = make_gate(mask, 32, 0.5)
     first, second = drawn(gate, 3, 5, 32), drawn(gate, 3, 5, 32)
     assert torch.equal(first[:, 0], first[:, 1]) is same_tokens
     assert torch.equal(first[0], first[1]) is same_samples
@@ -97,7 +101,7 @@ def test_what_one_draw_covers(mask, same_tokens, same_samples, same_forwards) ->
 @pytest.mark.parametrize("mask", ["batch", "step"])
 def test_a_component_dropped_for_a_whole_step_has_no_gradient(mask) -> None:
     torch.manual_seed(0)
-    gate = RankDropout(6, 0.5, mask)
+    gate = make_gate(mask, 6, 0.5)
     layer = LoRALinear(nn.Linear(7, 5), 6, 6, gate=gate)
     layer.reset_parameters(False)
     drawn_masks = []
@@ -177,7 +181,7 @@ def test_masks_repeat_under_one_seed_and_differ_under_another() -> None:
 def test_half_precision_activations_stay_so() -> None:
     z = torch.ones(2, 3, 8, dtype=torch.bfloat16)
     for mask in RANDOM:
-        assert RankDropout(8, 0.5, mask).train()(z).dtype == torch.bfloat16
+        assert make_gate(mask, 8, 0.5).train()(z).dtype == torch.bfloat16
     assert LearnedRankMask(8).train()(z).dtype == torch.bfloat16
 
 

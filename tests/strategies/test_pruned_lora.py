@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters import adapter_layers, adapter_state_dict, load_adapter_state
 from lightning_peft.pruning import activation_recovery, damped, gradient_recovery, gram
-from lightning_peft.strategies import PrunedLoRA, RankDropout
+from lightning_peft.strategies import PrunedLoRA, StepMask
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 Small = functools.partial(PrunedLoRA, r=6, target_r=2, prune_every=3, target_modules=TARGETS)
@@ -342,7 +342,7 @@ def test_activations_are_no_longer_watched_once_the_target_is_reached(loop) -> N
     [
         {"recovery": "gradient"},
         {"criterion": "sparsegpt", "recovery": "activation", "allocation": "global"},
-        {"criterion": "random", "rank_gate": functools.partial(RankDropout, mask="step")},
+        {"criterion": "random", "rank_gate": StepMask},
     ],
 )
 def test_resume_in_the_middle_of_averaging_is_exact(after, arguments, loop) -> None:
@@ -415,7 +415,7 @@ def test_activations_that_nobody_saw_are_an_error() -> None:
     [
         ({"target_r": 33}, "target_r must lie between 0 and r = 32, got 33"),
         ({"target_r": -1}, "target_r must lie between 0 and r = 32, got -1"),
-        ({"min_r": 9}, "min_r must lie between 0 and target_r = 8, got 9"),
+        ({"min_r": 9, "allocation": "global"}, "min_r must lie between 0 and target_r = 8, got 9"),
         ({"start_step": -1}, "start_step must be at least 0, got -1"),
         ({"prune_every": 0}, "prune_every must be at least 1, got 0"),
         ({"prune_count": 0}, "prune_count must be at least 1, got 0"),
