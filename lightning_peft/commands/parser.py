@@ -280,7 +280,7 @@ def _subclasses(base: type) -> dict[str, type]:
 def _shown(base: type) -> list[str]:
     """Names to choose from: the project's and the user's, or else the libraries'."""
     found = {name: cls for name, cls in _subclasses(base).items() if cls is not base}
-    theirs = ("lightning.", "torch.", "transformers.", "lightning_peft.commands.")
+    theirs = ("lightning.", "torch.", "transformers.", "accelerate.", "lightning_peft.commands.")
     ours = sorted(name for name, cls in found.items() if not cls.__module__.startswith(theirs))
     return ours or sorted(found)
 
@@ -292,7 +292,8 @@ def _resolve(key: str, name: str, base: type) -> Any:
     if "." not in name:
         if name in classes:
             return classes[name]
-        raise _Found(f"{key}: {name!r} is no {base.__name__}; {_hint_at(name, _shown(base))}")
+        hint = _hint_at(name, classes, shown=_shown(base))
+        raise _Found(f"{key}: {name!r} is no {base.__name__}; {hint}")
     try:
         return getattr(importlib.import_module(name.rpartition(".")[0]), short)
     except (ImportError, AttributeError, ValueError) as error:
@@ -301,8 +302,10 @@ def _resolve(key: str, name: str, base: type) -> Any:
         raise _Found(f"{key}: {name!r} cannot be imported ({error}){also}") from None
 
 
-def _hint_at(name: str, names: Iterable[str], before: str = "") -> str:
-    """The nearest of some names, or all of them if none is near."""
+def _hint_at(
+    name: str, names: Iterable[str], before: str = "", shown: list[str] | None = None
+) -> str:
+    """The nearest of some names, or those to show if none is near (all by default)."""
     names = sorted(set(names))
     parts = [part for part in name.lower().split("_") if part]
     initials = "".join(part[0] for part in parts)
@@ -312,7 +315,7 @@ def _hint_at(name: str, names: Iterable[str], before: str = "") -> str:
     near = near or [n for n in (*parts, initials) if n in lower]
     if near:
         return f"did you mean {before}{lower[near[0]]}?"
-    return f"there are {', '.join(names[:30])}."
+    return f"there are {', '.join((shown or names)[:30])}."
 
 
 # Checking.
