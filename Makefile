@@ -19,10 +19,10 @@ quickstart: $(VENV)/ready
 	$(BIN)/lightning-peft test --config configs/quickstart.yaml --ckpt_path last
 
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -34,11 +34,11 @@ from lightning_peft.adapters import trainable_parameters
 from lightning_peft.datamodules import ArithmeticDataModule, Example
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
-RATES = (3e-3, 7e-3, 1.5e-2)
+RATES = (2.5e-3, 5e-3, 1e-2)
 SEEDS = tuple(range(10))
 CHOOSING = SEEDS[:1]
-STEPS, BATCH, WARMUP = 250, 64, 15
-TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+STEPS, BATCH, WARMUP = 400, 128, 20
+TARGETS = "all-linear"
 SHARED: dict[str, Any] = {"target_modules": TARGETS}
 PROBE = STEPS // 10
 REGIMES = {"stream": {"regime": "stream"}, "fixed": {"regime": "fixed", "train_size": 2000}}

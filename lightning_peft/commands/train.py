@@ -52,6 +52,7 @@ class Checkpoints(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_on_train_epoch_end=False,
         )
+        self._after_validation = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what lies after the checkpoint that the run goes on from, and torn files."""
@@ -73,7 +74,19 @@ class Checkpoints(ModelCheckpoint):
         the next one: in the middle of an accumulation window, whose gradients no checkpoint holds.
         """
         step = trainer.global_step
-        if step != self._steps_before and step % self._every_n_train_steps == 0:
+        if step == self._steps_before or step % self._every_n_train_steps:
+            return
+        # A run that goes on from before a validation does not make up for it, and would lack its
+        # row in metrics.csv: where one follows, the checkpoint comes after it.
+        fit = trainer.fit_loop
+        self._after_validation = fit.epoch_loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]
+        if not self._after_validation:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what was put off until here."""
+        if self._after_validation:
+            self._after_validation = False
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
