@@ -213,6 +213,9 @@ class PeftCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs.pop("ckpt_path", None)
+        if subcommand == "test":
+            # Lightning's table has a column for each of eight loaders; the module says it in lines.
+            kwargs["verbose"] = False
         return kwargs
 
     def before_fit(self) -> None:

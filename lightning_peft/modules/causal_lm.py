@@ -305,8 +305,15 @@ class CausalLMModule(LightningModule):
         """Generate, write and score the answers to one batch of prompts."""
         assert self._writer is not None
         correct = self._writer.write(batch, self.generate(batch))
-        metric = self.test_accuracy[_key(batch["task"])]
-        metric.update(torch.tensor(correct, dtype=torch.float32, device=self.device))  # type: ignore[operator]
+        metric: Any = self.test_accuracy[_key(batch["task"])]
+        metric.update(torch.tensor(correct, dtype=torch.float32, device=self.device))
+        self.log(
+            f"test/{batch['task']}",
+            metric,
+            on_epoch=True,
+            add_dataloader_idx=False,
+            batch_size=len(correct),
+        )
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """Generate and write the answers to one batch of prompts."""
@@ -316,11 +323,13 @@ class CausalLMModule(LightningModule):
         return outputs
 
     def on_test_epoch_end(self) -> None:
-        """Log each task's accuracy and their unweighted mean."""
-        scores = {task: metric.compute() for task, metric in self.test_accuracy.items()}  # type: ignore[operator]
-        for task, score in scores.items():
-            self.log(f"test/{task}", score)
-        self.log("test/average", torch.stack(list(scores.values())).mean())
+        """Log the unweighted mean of the tasks' accuracies, and say all of them."""
+        metrics: dict[str, Any] = dict(self.test_accuracy.items())
+        scores = {task: float(metric.compute()) for task, metric in metrics.items()}
+        mean = sum(scores.values()) / len(scores)
+        self.log("test/average", mean)
+        lines = [f"  {task:20}{score:.4f}" for task, score in {**scores, "average": mean}.items()]
+        rank_zero_info("\n".join(["accuracy", *lines]))
 
     # Checkpoints: adapters, structure, random state.
 
