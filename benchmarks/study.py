@@ -350,7 +350,9 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         context = multiprocessing.get_context("spawn")
         n = options.processes
-        workers = [context.Process(target=work, args=(i, n, options.folder)) for i in range(n)]
+        arguments = [(i, n, options.folder) for i in range(n)]
+        # Daemons end with this process, when it is interrupted or fails.
+        workers = [context.Process(target=work, args=a, daemon=True) for a in arguments]
         for worker in workers:
             worker.start()
         for worker in workers:
