@@ -19,6 +19,8 @@ import json
 import math
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -37,7 +39,7 @@ from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, LoRADrop,
 RATES = (2.5e-3, 5e-3, 1e-2)
 SEEDS = tuple(range(10))
 CHOOSING = SEEDS[:1]
-STEPS, BATCH, WARMUP = 400, 128, 20
+STEPS, BATCH, WARMUP = 240, 128, 20
 TARGETS = "all-linear"
 SHARED: dict[str, Any] = {"target_modules": TARGETS}
 PROBE = STEPS // 10
@@ -351,7 +353,8 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         n = options.processes
         arguments = [(i, n, options.folder) for i in range(n)]
-        # Daemons end with this process, when it is interrupted or fails.
+        # Daemons end with this process when it ends by itself, which a signal has to be told.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; start again to go on."))
         workers = [context.Process(target=work, args=a, daemon=True) for a in arguments]
         for worker in workers:
             worker.start()

@@ -133,8 +133,12 @@ class LoRALinear(nn.Module):
         z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
         if self.gate is not None:
             z = self.gate(z)
-        # Scaling z costs rank multiplications for each token; scaling the product would cost d_out.
-        return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)
+        if z.dtype != y.dtype:  # half-precision base, float32 adapter
+            return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)
+        # Scaling and sum are part of the product: no pass over the output beside it.
+        rows = y.reshape(-1, self.out_features)
+        z = z.reshape(len(rows), self.rank)
+        return torch.addmm(rows, z, self.active_B.T, alpha=self.scaling).view(y.shape)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The change in eval form as two matrices, scaling and gate folded into the left one.

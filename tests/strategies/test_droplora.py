@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_peft import trainable_parameters
 from lightning_peft.adapters import LoRALinear, adapter_layers
 from lightning_peft.strategies import DropLoRA, LearnedRankMask, LoRA, RankDropout, StepMask
+from lightning_peft.strategies.droplora import draw
 
 RANDOM = ["token", "sample", "batch", "step"]
 
@@ -68,11 +69,25 @@ def test_p_is_the_share_that_is_dropped(mask, rescale, kept) -> None:
 
 
 def test_a_token_mask_is_the_authors_dropout() -> None:
-    z = torch.randn(3, 5, 16)
-    torch.manual_seed(0)
-    ours = RankDropout(16, 0.3, "token").train()(z)
-    torch.manual_seed(0)
-    torch.testing.assert_close(ours, nn.Dropout(0.3)(z))
+    """``nn.Dropout`` on rank activations: each element by itself, what is kept over 1 - p."""
+    z = torch.randn(200, 50, 16)
+    masked = RankDropout(16, 0.3, "token").train()(z)
+    kept = masked != 0
+    torch.testing.assert_close(masked[kept], z[kept] / 0.7)
+    assert abs(kept.float().mean().item() - 0.7) < 5 * (0.21 / z.numel()) ** 0.5
+    # Neighbours share their random words, and must not know of each other.
+    centred = kept.double().flatten(0, 1) - 0.7
+    correlation = centred.T @ centred / (0.21 * len(centred))
+    assert (correlation - torch.eye(16)).abs().max() < 5 / len(centred) ** 0.5
+
+
+@pytest.mark.parametrize("keep", [1.0, 1 - 1e-7, 0.9, 0.5, 0.01])
+@pytest.mark.parametrize("shape", [(100_001,), (7, 11, 1303)])
+def test_a_draw_keeps_its_share(keep: float, shape: tuple[int, ...]) -> None:
+    drawn = draw(shape, keep, torch.zeros(1, dtype=torch.float64))
+    assert drawn.shape == shape
+    bound = 5 * (keep * (1 - keep) / drawn.numel()) ** 0.5
+    assert abs(drawn.mean().item() - keep) <= bound + 1e-7
 
 
 @pytest.mark.parametrize(
