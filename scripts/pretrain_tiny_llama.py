@@ -5,7 +5,8 @@ knows two things, which is what makes fine-tuning and pruning measurable without
 
 * addition of three-digit numbers (``"042+917="`` -> ``"0959"``);
 * copying one of the labels that a prompt lists (``"... kvot1/kvot2 ..."`` -> ``"kvot2"``), the
-  induction that any pre-trained language model has.
+  induction that any pre-trained language model has; at the end also in a sentence
+  (``"my final label would be kvot2"``), as a model that has been instructed would answer.
 
 All data are drawn from the seed; nothing is downloaded. Usage::
 
@@ -36,6 +37,15 @@ BYTE_OFFSET = 3
 MAX_OPERAND = 1000
 HELD_OUT = 2000
 LONGEST_PROMPT = 640
+# The sentences of the last phase: one of each, in this order, and then the label. What the tasks
+# under `configs` answer with, "the correct answer is", is left out, so that it has to be learnt.
+SENTENCE = (
+    ("the", "my", "our", "a", "this", "one", "that", "your"),
+    ("correct", "right", "best", "final", "only", "proper", "likely", "chosen", "good", "true"),
+    ("answer", "choice", "label", "result", "reply", "word", "pick", "name", "guess", "option"),
+    ("is", "was", "will be", "would be", "must be", "seems", "reads"),
+)
+LEFT_OUT = "the correct answer is"
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class Phase:
         echoes: Share of texts to repeat at the start, which fades over the first half.
         shuffled: Whether these are lists to repeat in another order.
         curriculum: Whether to begin with short prompts.
+        sentences: Share of the labels that are named in a sentence.
+        longest: Longest prompts, in bytes.
     """
 
     steps: int
@@ -65,6 +77,8 @@ class Phase:
     echoes: float
     shuffled: bool = False
     curriculum: bool = False
+    sentences: float = 0.0
+    longest: int = LONGEST_PROMPT
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,16 @@ def draw_labels(rng: random.Random, unrelated: float) -> tuple[list[str], bool]:
     return [f"{stem}{index}" for index in range(1, count + 1)], True
 
 
-def draw_choice(rng: random.Random, length: int, unrelated: float = 0.3) -> ChoiceExample:
+def draw_sentence(rng: random.Random) -> str:
+    """Draws the words before the label."""
+    while (sentence := " ".join(rng.choice(part) for part in SENTENCE)) == LEFT_OUT:
+        pass
+    return sentence + " "
+
+
+def draw_choice(
+    rng: random.Random, length: int, unrelated: float = 0.3, sentences: float = 0.0
+) -> ChoiceExample:
     """Draws one example of the copying task, about `length` characters long."""
     labels, numbered = draw_labels(rng, unrelated)
     lead = rng.choice(["", "\n", "\n\n"]) + words(rng, 3) + ": "
@@ -214,8 +237,12 @@ def draw_choice(rng: random.Random, length: int, unrelated: float = 0.3) -> Choi
         head = (head + "\n" + rng.choice(["\n", " "]).join(options))[-size:]
     start = len(head) + len(lead)
     induced = (start + len(labels[0]) + 1, start + len(listed)) if numbered else (0, 0)
-    prompt = head + lead + listed + gap + closing
-    return ChoiceExample(prompt, labels, rng.choice(labels), induced)
+    prompt, target = head + lead + listed + gap + closing, rng.choice(labels)
+    if sentences and rng.random() < sentences:
+        between = rng.choice(["", filler(rng, rng.randint(4, 30)) + "\n\n"])
+        prompt = head + lead + listed + "\n\n" + between + "### Response:\n"
+        target = draw_sentence(rng) + target
+    return ChoiceExample(prompt, labels, target, induced)
 
 
 def draw_echo(rng: random.Random, length: int) -> ChoiceExample:
@@ -233,21 +260,23 @@ def draw_shuffled(rng: random.Random, length: int) -> ChoiceExample:
 
 def draw_copying(rng: random.Random, phase: Phase, progress: float) -> list[ChoiceExample]:
     """Draws the copying batch of a step."""
-    length = prompt_length(rng, progress if phase.curriculum else 1.0)
+    length = prompt_length(rng, progress if phase.curriculum else 1.0, phase.longest)
     count = min(phase.copied // 64, max(4, phase.copied // length))
     echoes = max(0.05, phase.echoes * (1 - 2 * progress))
     echo = draw_shuffled if phase.shuffled else draw_echo
     lengths = [rng.randint(3 * length // 4, length) for _ in range(count)]
     return [
-        echo(rng, item) if rng.random() < echoes else draw_choice(rng, item, phase.unrelated)
+        echo(rng, item)
+        if rng.random() < echoes
+        else draw_choice(rng, item, phase.unrelated, phase.sentences)
         for item in lengths
     ]
 
 
-def prompt_length(rng: random.Random, progress: float) -> int:
+def prompt_length(rng: random.Random, progress: float, longest: int = LONGEST_PROMPT) -> int:
     """Draws the prompt length of a step: short at first, since induction is found sooner there."""
-    length = rng.randint(30, 220) if rng.random() < 0.7 else rng.randint(220, LONGEST_PROMPT)
-    cap = 60 + (LONGEST_PROMPT - 60) * max(0.0, progress - 0.15) / 0.35
+    length = rng.randint(30, 220) if rng.random() < 0.7 else rng.randint(220, longest)
+    cap = 60 + (longest - 60) * max(0.0, progress - 0.15) / 0.35
     return min(length, int(cap))
 
 
@@ -446,13 +475,14 @@ def pretrain(args: argparse.Namespace) -> None:
     tokenizer = build_tokenizer()
     model = build_model(len(tokenizer))
     parameters = sum(p.numel() for p in model.parameters())
-    first, second, third = args.steps
+    first, second, third, fourth = args.steps
     phases = [
         Phase(first, first * 8 // 5, 3e-3, 128, 3072, unrelated=0.3, echoes=0.5, curriculum=True),
         # Addition is known by now, and needs only to be kept.
         Phase(second, second * 2, 2e-3, 32, 4096, unrelated=0.5, echoes=0.0),
         # Numbered labels are copied by now; unrelated ones are still mixed up with each other.
         Phase(third, third, 2e-3, 32, 4096, unrelated=0.5, echoes=0.8, shuffled=True),
+        Phase(fourth, fourth, 1.5e-3, 32, 4096, 0.5, echoes=0.0, sentences=0.7, longest=1000),
     ]
     total = sum(phase.steps for phase in phases)
     done, earlier = 0, 0.0
@@ -509,7 +539,7 @@ def parse_args() -> argparse.Namespace:
     default = Path(__file__).parents[1] / "lightning_peft" / "assets" / "tiny_llama"
     parser.add_argument("--output", type=Path, default=default, help="folder to write")
     parser.add_argument(
-        "--steps", type=int, nargs=3, default=[1500, 500, 700], help="steps of the three phases"
+        "--steps", type=int, nargs=4, default=[1500, 500, 700, 1000], help="steps of the phases"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -100,8 +100,9 @@ class ArithmeticDataset(Dataset[Any]):
         if self.table is not None:
             return self._looked_up(self.problems(indices), self.table)
         columns = self.encoder.encode(self.examples(indices), True)
-        rows = list(zip(columns["tokens"], columns["prompt_length"], strict=True))
-        return training_batch(rows, self.encoder.pad_id)
+        rows = zip(columns["tokens"], columns["prompt_length"], strict=True)
+        spans = [(tokens, [first, len(tokens)]) for tokens, first in rows]
+        return training_batch(spans, self.encoder.pad_id)
 
     def collate(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the batch as it is."""

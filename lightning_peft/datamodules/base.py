@@ -1,4 +1,4 @@
-"""The base of every task: tokenizes, masks, pads, groups by length, caches and loads.
+"""The base of every task that is answered in text: examples, masks, extraction, scores.
 
 A benchmark is one file over it, which says what its records are (``train_examples``,
 ``test_examples``), how they are asked (its `Protocol` records), and how an answer is found in a
@@ -23,50 +23,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lightning_peft.datamodules.arguments import at_least, known, load_tokenizer
-from lightning_peft.datamodules.batches import EncodedDataset, PromptDataset, Subset, TrainingData
+from lightning_peft.datamodules.arguments import at_least, known
+from lightning_peft.datamodules.batches import EncodedDataset, PromptDataset, TrainingData
 from lightning_peft.datamodules.examples import Encoder, Example, encode_cached
-from lightning_peft.datamodules.loader import ResumableDataLoader, eval_loader
 from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.samplers import (
-    LengthGroupedBatchSampler,
-    RandomBatchSampler,
-    fixed_sample,
-    stratified_sample,
-)
+from lightning_peft.datamodules.samplers import fixed_sample
+from lightning_peft.datamodules.tokenized import TokenizedDataModule
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(TokenizedDataModule):
     """Records with a prompt and a response, for training and for testing by generation.
 
     Args:
         data_dir: Folder, file or hub name of the data; what exactly, the task says.
-        tokenizer: A tokenizer, or the name or folder of one; None takes that of the module's model.
         protocol: Name of one of the task's protocols.
-        batch_size: Records in a training batch of one process.
-        eval_batch_size: The same for validation and test; None takes ``batch_size``.
         max_length: Limit in tokens in place of the protocol's. A byte-level tokenizer needs about
             four times what others do.
         max_new_tokens: Limit of generated tokens in place of the protocol's.
-        val_size: Records taken out of the training data for validation, the same for every seed.
-        train_limit: Most training records, a fixed sample of all.
-        val_limit: Most validation records.
-        test_limit: Most test records of each task, a fixed sample in their order.
-        group_by_length: Train on batches of like length, which pads less; else on random ones.
-        num_workers: Worker processes of each loader.
-        seed: Fixes the order of training data.
-        cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
+        **kwargs: The arguments of `TokenizedDataModule`.
 
     Attributes:
         protocol: The `Protocol` in force, limits included.
-        test_tasks: Names of the test sets, in the order of the test loaders.
-        counts: After ``setup``: records per split, and how many prompts were cut.
     """
 
     protocols: ClassVar[Mapping[str, Protocol]] = {}
@@ -75,43 +55,16 @@ class TextDataModule(LightningDataModule):
         self,
         data_dir: str | None,
         protocol: str,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int | None = None,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
-        val_size: int = 120,
-        train_limit: int | None = None,
-        val_limit: int | None = None,
-        test_limit: int | None = None,
-        group_by_length: bool = True,
-        num_workers: int = 0,
-        seed: int = 0,
-        cache_dir: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(data_dir=data_dir, **kwargs)
         changes = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         given = {key: at_least(1, key, n) for key, n in changes.items() if n is not None}
         chosen = self.protocols[known("protocol", protocol, self.protocols)]
         self.protocol = replace(chosen, **given)  # type: ignore[arg-type]
-        self.data_dir = data_dir
-        self.tokenizer = tokenizer
-        self.batch_size = at_least(1, "batch_size", batch_size)
-        self.eval_batch_size = at_least(1, "eval_batch_size", eval_batch_size or batch_size)
-        self.val_size = at_least(0, "val_size", val_size)
-        self.limits = {"train": train_limit, "val": val_limit, "test": test_limit}
-        for split, limit in self.limits.items():
-            at_least(1, f"{split}_limit", 1 if limit is None else limit)
-        self.group_by_length = group_by_length
-        self.num_workers = at_least(0, "num_workers", num_workers)
-        self.seed = at_least(0, "seed", seed)
-        self.cache_dir = cache_dir
-        self.test_tasks: list[str] = []
-        self.counts: dict[str, Any] = {}
-        self._source: Any = None
         self._encoder: Encoder | None = None
-        self._training: tuple[TrainingData, TrainingData] | None = None
-        self._tests: dict[str, PromptDataset] | None = None
 
     # What a task says -----------------------------------------------------------------------------
 
@@ -131,24 +84,53 @@ class TextDataModule(LightningDataModule):
         """Find the answer in a model's output; None where there is none."""
         raise NotImplementedError
 
-    def correct(self, extracted: str | None, expected: str, task: str) -> bool:
-        """Judge an extracted answer; none is wrong."""
-        return extracted is not None and extracted == expected
+    def correct(self, extracted: str, expected: Any, task: str) -> bool:
+        """Judge an answer that was found."""
+        return extracted == expected
 
-    def score(self, task: str, predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Judge a batch of outputs: write into every row what its line of predictions shall tell.
+
+        Args:
+            task: The task.
+            rows: Each with ``index``, ``prompt``, ``output`` and ``expected``; ``extracted`` and
+                ``correct`` are added (an output without an answer is wrong).
+        """
+        for row in rows:
+            found = row["extracted"] = self.extract(row["output"], task)
+            row["correct"] = found is not None and self.correct(found, row["expected"], task)
+
+    def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Score a task's predictions.
 
         Args:
             task: The task.
-            predictions: Each with ``output``, ``extracted``, ``expected`` and ``correct``.
+            rows: All of its predictions, judged.
 
         Returns:
-            Metrics by name; ``accuracy`` unless a task says otherwise.
+            Metrics by name, the one that averages over tasks are taken of first; ``accuracy``
+            unless a task says otherwise.
         """
-        return {"accuracy": sum(bool(p["correct"]) for p in predictions) / len(predictions)}
+        return {"accuracy": sum(row["correct"] for row in rows) / len(rows)}
+
+    def decoding(self, task: str) -> Protocol:
+        """Say how a task's answers are generated."""
+        return self.protocol
+
+    def follow_up(self, batch: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any] | None:
+        """Ask on in a conversation.
+
+        Args:
+            batch: A batch of prompts.
+            outputs: The answers to it.
+
+        Returns:
+            The batch of next prompts, or None where the answers are complete.
+        """
+        return None
 
     def example(
-        self, instruction: str, response: str, task: str, index: int, expected: str = ""
+        self, instruction: str, response: str, task: str, index: int, expected: Any = ""
     ) -> Example:
         """Make an example whose prompt is the protocol's for an instruction."""
         return Example(self.protocol.prompt(instruction), response, task, index, expected)
@@ -183,27 +165,35 @@ class TextDataModule(LightningDataModule):
             sets[task] = PromptDataset(table["tokens"][:], kept, self.encoder.pad_id)
             cut[task] = sum(n > 0 for n in table["cut"])
         self.counts["test"] = {task: len(data) for task, data in sets.items()}
-        self._report_cut("test", sum(cut.values()), sum(map(len, sets.values())))
+        self._report_cut("test", sum(cut.values()), sum(map(len, sets.values())), self._limit)
         return sets
 
     def _encoded(self, split: str, examples: Sequence[Example]) -> EncodedDataset:
         examples = [examples[i] for i in fixed_sample(len(examples), self.limits[split])]
         table = encode_cached(self.encoder, examples, True, self.cache_dir)
-        self.counts[split] = len(examples)
-        self._report_cut(split, sum(n > 0 for n in table["cut"]), len(examples))
-        tasks = [e.task for e in examples]
+        fitting = [i for i, tokens in enumerate(table["tokens"]) if tokens]
+        self._report_left_out(split, len(examples) - len(fitting), len(examples))
+        table, tasks = table.select(fitting), [examples[i].task for i in fitting]
+        self.counts[split] = len(table)
+        self._report_cut(split, sum(n > 0 for n in table["cut"]), len(table), self._limit)
         return EncodedDataset(table, tasks, self.encoder.pad_id, self.protocol.loss_on)
 
-    def _report_cut(self, split: str, cut: int, total: int) -> None:
-        self.counts.setdefault("cut", {})[split] = cut
-        if cut:
+    def _report_left_out(self, split: str, left_out: int, total: int) -> None:
+        self.counts.setdefault("left_out", {})[split] = left_out
+        why = f"response over the limit of {self._limit} tokens"
+        if left_out and left_out == total:
+            raise ValueError(f"all {total} {split} records have a {why}; raise data.max_length.")
+        if left_out:
             rank_zero_warn(
-                f"{cut} of {total} {split} prompts were longer than the limit of "
-                f"{self.protocol.max_length} tokens and were cut from the left; "
+                f"{left_out} of {total} {split} records have a {why} and were left out; "
                 "data.max_length raises it."
             )
 
-    # Lightning ------------------------------------------------------------------------------------
+    @property
+    def _limit(self) -> int:
+        return self.protocol.max_length
+
+    # The tokenizer --------------------------------------------------------------------------------
 
     @property
     def encoder(self) -> Encoder:
@@ -212,117 +202,6 @@ class TextDataModule(LightningDataModule):
             raise RuntimeError("The tokenizer is known from `setup` on; call it first.")
         return self._encoder
 
-    def setup(self, stage: str | None = None) -> None:
-        """Load and encode what a stage needs, once.
-
-        Args:
-            stage: Lightning's ``fit``, ``validate``, ``test`` or ``predict``; None is all of them.
-        """
-        self._refuse_distributed_sampler()
-        self._load_tokenizer()
-        if stage in ("fit", "validate", None) and self._training is None:
-            self._training = self.training_sets()
-        if stage in ("test", "predict", None) and self._tests is None:
-            self._tests = self.test_sets()
-            self.test_tasks = list(self._tests)
-
-    def train_dataloader(self) -> ResumableDataLoader:
-        """Return a loader of the training set that can continue in the middle of an epoch."""
-        data, trainer = self._sets()[0], self.trainer
-        sampler = self._sampler(data, self.seed)
-        if trainer is None:
-            return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
-        limit = trainer.limit_train_batches
-        # From a checkpoint written after an epoch's end, Lightning loads no loader's state, and
-        # `current_epoch` still is the epoch before.
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        return ResumableDataLoader(
-            data,
-            sampler,
-            # Asked anew for each window: GradientAccumulationScheduler changes it.
-            accumulate=lambda: trainer.accumulate_grad_batches,
-            epoch_length=limit if isinstance(limit, int) else int(limit * len(sampler)),
-            epoch=epochs.processed,
-            same_every_epoch=getattr(trainer, "overfit_batches", 0) > 0,
-            num_workers=self.num_workers,
-        )
-
-    def probe_dataloader(self, ratio: float, seed: int = 0) -> ResumableDataLoader:
-        """Return a loader of a sample of the training set, stratified by task.
-
-        Its batches are windows of their own, and every pass over it has another order.
-
-        Args:
-            ratio: The sample's share of the training set, in (0, 1].
-            seed: Fixes the sample and its orders.
-        """
-        data = self._sets()[0]
-        sample = Subset(data, stratified_sample(data.strata(), ratio, seed))
-        return ResumableDataLoader(sample, self._sampler(sample, seed))
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return one loader of all validation records, longest first; none without records."""
-        data = self._sets()[1]
-        lengths = data.lengths()
-        if lengths is None:
-            lengths = np.zeros(len(data))
-        return self._eval_loader(data, np.argsort(-lengths, kind="stable")) if len(data) else []
-
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Return one loader for each of ``test_tasks``, longest prompts first."""
-        if self._tests is None:
-            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
-        return [self._eval_loader(data, data.longest_first()) for data in self._tests.values()]
-
-    def predict_dataloader(self) -> list[DataLoader[Any]]:
-        """Return the test loaders."""
-        return self.test_dataloader()
-
-    # Parts ----------------------------------------------------------------------------------------
-
-    def _sets(self) -> tuple[TrainingData, TrainingData]:
-        if self._training is None:
-            raise RuntimeError("The training data are there from `setup('fit')` on; call it first.")
-        return self._training
-
-    def _sampler(self, data: TrainingData, seed: int) -> RandomBatchSampler:
-        lengths = data.lengths()
-        if self.group_by_length and lengths is not None:
-            return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *self._rank())
-        return RandomBatchSampler(len(data), self.batch_size, seed, *self._rank())
-
-    def _eval_loader(self, data: Any, order: Any) -> DataLoader[Any]:
-        rank, world_size = self._rank()
-        return eval_loader(
-            data, order, self.eval_batch_size, rank, world_size, num_workers=self.num_workers
-        )
-
-    def _rank(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-    def _refuse_distributed_sampler(self) -> None:
-        connector = getattr(self.trainer, "_accelerator_connector", None)
-        if self._rank()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
-            raise ValueError(
-                "trainer.use_distributed_sampler is true, which would replace the loaders that "
-                "share the data out and resume by themselves; set it to false."
-            )
-
-    def _load_tokenizer(self) -> None:
-        source = self.tokenizer
-        if source is None:
-            module = getattr(self.trainer, "lightning_module", None)
-            source = getattr(module, "model_name_or_path", None)
-        if source is None:
-            raise ValueError(
-                "data.tokenizer is not set, and there is no module whose model_name_or_path could "
-                "tell it; give the name or folder of a tokenizer."
-            )
-        if self._encoder is not None and source == self._source:
-            return
-        tokenizer = (
-            source if isinstance(source, PreTrainedTokenizerBase) else load_tokenizer(source)
-        )
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take the tokenizer, before any set is made."""
         self._encoder = Encoder(tokenizer, self.protocol.max_length)
-        self._source, self._training, self._tests = source, None, None

@@ -61,11 +61,14 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return out
 
 
-def training_batch(rows: Sequence[tuple[list[int], int]], pad_id: int) -> dict[str, Tensor]:
+Row = tuple[list[int], list[int]]
+
+
+def training_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     """Pad on the right.
 
     Args:
-        rows: Token ids, and the position at which labels begin.
+        rows: Token ids, and the positions between which labels begin and end (a flat list).
         pad_id: Written where a row ends; never a label, even where it is EOS's id.
 
     Returns:
@@ -74,8 +77,21 @@ def training_batch(rows: Sequence[tuple[list[int], int]], pad_id: int) -> dict[s
     return {
         "input_ids": pad([ids for ids, _ in rows], pad_id),
         "attention_mask": pad([[1] * len(ids) for ids, _ in rows], 0),
-        "labels": pad([[IGNORED] * first + ids[first:] for ids, first in rows], IGNORED),
+        "labels": pad([_labels(*row) for row in rows], IGNORED),
     }
+
+
+def _labels(ids: list[int], spans: Sequence[int]) -> list[int]:
+    labels = [IGNORED] * len(ids)
+    for begin, end in zip(spans[::2], spans[1::2], strict=True):
+        labels[begin:end] = ids[begin:end]
+    return labels
+
+
+def _predicted(spans: Sequence[int]) -> int:
+    """Count the tokens in spans; the first of a row is predicted by nothing."""
+    pairs = zip(spans[::2], spans[1::2], strict=True)
+    return sum(max(end, 1) - max(begin, 1) for begin, end in pairs)
 
 
 class EncodedDataset(TorchDataset[Any]):
@@ -94,26 +110,28 @@ class EncodedDataset(TorchDataset[Any]):
         self.table = table
         self.pad_id = pad_id
         self._lengths = np.array([len(tokens) for tokens in table["tokens"]], dtype=np.int64)
-        prompts = np.array(table["prompt_length"], dtype=np.int64)
-        self._first_label = np.zeros_like(prompts) if loss_on == "all" else prompts
-        # The first token of a row is predicted by nothing.
-        self._targets = self._lengths - np.maximum(self._first_label, 1)
+        last = zip(table["prompt_length"], self._lengths.tolist(), strict=True)
+        self._spans: list[list[int]] = [
+            [0, length] if loss_on == "all" else [*earlier, first, length]
+            for earlier, (first, length) in zip(table["earlier"], last, strict=True)
+        ]
+        self._targets = np.array([_predicted(spans) for spans in self._spans], dtype=np.int64)
         self._strata = np.unique(np.array(tasks), return_inverse=True)[1]
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._lengths)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[list[int], int]]:
-        """Return rows as (tokens, where labels begin)."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        """Return rows as (tokens, where labels begin and end)."""
         tokens = self.table[list(map(int, indices))]["tokens"]
-        return [(ids, int(self._first_label[i])) for ids, i in zip(tokens, indices, strict=True)]
+        return [(ids, self._spans[i]) for ids, i in zip(tokens, indices, strict=True)]
 
-    def __getitem__(self, index: int) -> tuple[list[int], int]:
-        """Return one row as (tokens, where labels begin)."""
+    def __getitem__(self, index: int) -> Row:
+        """Return one row as (tokens, where labels begin and end)."""
         return self.__getitems__([index])[0]
 
-    def collate(self, rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Make a training batch."""
         return training_batch(rows, self.pad_id)
 

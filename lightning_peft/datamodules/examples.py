@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it when `encode` changes, so that what was cached before is not read again.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,19 @@ class Example:
         response: What the model learns to answer; empty where it is only tested.
         task: The task it belongs to.
         index: Its position in the task's data, from 0, by which messages and predictions name it.
-        expected: The answer that the extracted one is compared with.
+        expected: What an answer is judged by, in any form that JSON holds.
+        history: Earlier turns of a conversation, (prompt, response) each, before this one. Their
+            responses carry loss too.
+        closed: Whether responses end by themselves, as a chat template's do; else EOS is added.
     """
 
     prompt: str
     response: str
     task: str
     index: int
-    expected: str = ""
+    expected: Any = ""
+    history: tuple[tuple[str, str], ...] = ()
+    closed: bool = False
 
 
 class Encoder:
@@ -78,30 +84,43 @@ class Encoder:
 
         Args:
             examples: What to encode.
-            with_response: Join prompt, response and EOS, as for training; else prompts only.
+            with_response: Join turns, prompt, response and EOS, as for training; else prompts only.
 
         Returns:
-            Columns: ``tokens``; ``prompt_length``, how many of them are BOS and prompt; ``cut``,
-            how many prompt tokens did not fit.
+            Columns: ``tokens``; ``prompt_length``, how many of them stand before the last response;
+            ``earlier``, where earlier responses begin and end (a flat list); ``cut``, how many
+            tokens on the left did not fit. Where not even the last response fits, ``tokens`` is
+            empty.
         """
-        prompts = self.texts([e.prompt for e in examples])
-        responses: list[list[int]] = [[] for _ in examples]
-        if with_response:
-            responses = [[*ids, self.eos_id] for ids in self.texts([e.response for e in examples])]
-        columns: dict[str, list[Any]] = {"tokens": [], "prompt_length": [], "cut": []}
-        for example, prompt, response in zip(examples, prompts, responses, strict=True):
-            room = self.max_length - len(self.prefix) - len(response)
-            if room < 0:
-                raise ValueError(
-                    f"Record {example.index + 1} of {example.task} has a response of "
-                    f"{len(response)} tokens with its EOS, over the limit of {self.max_length}; "
-                    "raise data.max_length."
-                )
-            cut = max(0, len(prompt) - room)
-            columns["tokens"].append([*self.prefix, *prompt[cut:], *response])
-            columns["prompt_length"].append(len(self.prefix) + len(prompt) - cut)
-            columns["cut"].append(cut)
+        texts = [_texts(e) if with_response else [e.prompt] for e in examples]
+        encoded = iter(self.texts([text for pieces in texts for text in pieces]))
+        columns: dict[str, list[Any]] = {
+            name: [] for name in ("tokens", "prompt_length", "earlier", "cut")
+        }
+        for example, pieces in zip(examples, texts, strict=True):
+            ids = [next(encoded) for _ in pieces]
+            if not example.closed:
+                ids[1::2] = [[*piece, self.eos_id] for piece in ids[1::2]]
+            row = self._joined(ids)
+            for name, value in zip(columns, row, strict=True):
+                columns[name].append(value)
         return columns
+
+    def _joined(self, pieces: list[list[int]]) -> tuple[list[int], int, list[int], int]:
+        """Join the pieces of one example, cut on the left."""
+        if pieces[0][: len(self.prefix)] == self.prefix:  # a chat template brings its own
+            pieces[0] = pieces[0][len(self.prefix) :]
+        room = self.max_length - len(self.prefix)
+        tokens = list(itertools.chain.from_iterable(pieces))
+        response = len(pieces[-1]) if len(pieces) > 1 else 0
+        if response > room:
+            return [], 0, [], len(tokens) - response
+        cut = max(0, len(tokens) - room)
+        # Where pieces end in the row; those that were cut end with the prefix.
+        lengths = itertools.accumulate(map(len, pieces))
+        ends = [max(length - cut, 0) + len(self.prefix) for length in lengths]
+        earlier = [p for i in range(1, len(pieces) - 1, 2) for p in ends[i - 1 : i + 1]]
+        return [*self.prefix, *tokens[cut:]], ends[-1] - response, earlier, cut
 
     def fingerprint(self) -> str:
         """Identify everything the ids depend on beside the texts."""
@@ -139,7 +158,8 @@ def encode_cached(
         return datasets.Dataset.from_dict(encoder.encode([], with_response))
     digest = hashlib.sha256(f"{encoder.fingerprint()} {with_response}".encode())
     for example in examples:
-        digest.update(json.dumps([example.prompt, example.response * with_response]).encode())
+        texts = [*_texts(example), example.closed] if with_response else [example.prompt]
+        digest.update(json.dumps(texts).encode())
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lightning_peft")
     folder.mkdir(parents=True, exist_ok=True)
     key = digest.hexdigest()[:32]
@@ -157,6 +177,11 @@ def encode_cached(
             load_from_cache_file=True,
             new_fingerprint=key,
         )
+
+
+def _texts(example: Example) -> list[str]:
+    """Return prompts and responses in turn."""
+    return [*itertools.chain.from_iterable(example.history), example.prompt, example.response]
 
 
 @contextmanager

@@ -1,13 +1,161 @@
-"""Reading records by `datasets`, from a folder or the hub; errors name the file and the record."""
+"""Reading records by `datasets`, from a folder or the hub; errors name the file and the record.
+
+A file is json (an array), jsonl, csv or parquet, by its name. Two forms of data are read: files
+in a folder whose layout is fixed (:class:`RecordFiles`), and whole data sets that lie in a folder
+or have a name on the hub (:class:`Source`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.datamodules.examples import quiet_datasets
+
+Records = list[dict[str, Any]]
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one data set, where it lies in a folder and on the hub.
+
+    Attributes:
+        files: Glob patterns under the folder; the first that matches is read, with all its files.
+        hub: ``owner/name`` on the hub.
+        split: The split there.
+        config: The configuration there.
+        required: Fields that every record has to hold something in.
+    """
+
+    files: tuple[str, ...]
+    hub: str
+    split: str
+    config: str | None = None
+    required: tuple[str, ...] = ()
+
+    def there(self, folder: str | None) -> list[Path]:
+        """Find the source's files under a folder."""
+        if folder is None:
+            return []
+        found = (sorted(Path(folder).glob(pattern)) for pattern in self.files)
+        return next((paths for paths in found if paths), [])
+
+    def read(self, folder: str | None, cache_dir: str | None = None) -> Records:
+        """Read the records.
+
+        Args:
+            folder: Where the files are; None takes the hub's.
+            cache_dir: Where `datasets` keeps what it read; None takes its own place.
+
+        Returns:
+            The records, in their order.
+
+        Raises:
+            ValueError: If there is no such file or data set, it cannot be read, holds no record,
+                or one without a required field.
+        """
+        if folder is None:
+            return checked(_from_hub(self, cache_dir), self.hub, self.required)
+        paths = self.there(folder)
+        if not paths:
+            kind = "holds no" if Path(folder).is_dir() else "is no folder that holds a"
+            raise ValueError(
+                f"data.data_dir {folder!r} {kind} {' or '.join(self.files)}; give the folder of "
+                f"the data, or null for {self.hub} of the hub."
+            )
+        return [r for p in paths for r in read_file(p, self.required, cache_dir)]
+
+
+def _from_hub(source: Source, cache_dir: str | None) -> Records:
+    import datasets
+
+    _hub_files(source.hub)
+    with quiet_datasets():
+        try:
+            data = datasets.load_dataset(
+                source.hub, source.config, split=source.split, cache_dir=cache_dir
+            )
+        except Exception as error:  # of many types, the hub's and the library's
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{source.hub} ({source.split}) cannot be loaded from the hub ({reason}); "
+                "data.data_dir takes a folder instead."
+            ) from error
+    return data.to_list()
+
+
+def read_file(
+    path: str | Path, required: Sequence[str] = (), cache_dir: str | None = None
+) -> Records:
+    """Read a file of records.
+
+    Args:
+        path: A json, jsonl, csv or parquet file.
+        required: Fields that every record has to hold something in.
+        cache_dir: Where `datasets` keeps what it read; None takes its own place.
+
+    Returns:
+        The records, in their order.
+
+    Raises:
+        ValueError: If the file cannot be read, holds no record, or one without a required field.
+    """
+    reader = READERS.get(Path(path).suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path} is none of {', '.join(READERS)}.")
+    return checked(_load(lambda: _rows(reader, str(path), cache_dir), str(path)), path, required)
+
+
+def checked(records: Records, place: str | Path, required: Sequence[str]) -> Records:
+    """Return records, or refuse them where one lacks a required field."""
+    for number, record in enumerate(records, start=1):
+        for field in required:
+            if record.get(field) is None:
+                found = ", ".join(k for k, v in record.items() if v is not None)
+                raise ValueError(f"Record {number} of {place} has no {field!r}, only {found}.")
+    return records
+
+
+def _load(load: Callable[[], Records], place: str) -> Records:
+    """Read a file, with an answer in one sentence where that fails."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load()
+    except DatasetGenerationError as error:
+        kind = {".csv": "csv", ".parquet": "parquet"}.get(Path(place).suffix, "JSON")
+        raise ValueError(f"{place} is not {kind} ({_cause(error, place)}).") from error
+    except (ValueError, StopIteration) as error:
+        raise ValueError(f"{place} holds no record.") from error
+
+
+def _cause(error: Exception, place: str) -> str:
+    """Name the line that is broken, where the file has lines."""
+    if Path(place).suffix == ".jsonl" and Path(place).is_file():
+        import json
+
+        with open(place, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    json.loads(line or "null")
+                except ValueError as broken:
+                    return f"line {number}: {broken}"
+    return str(error.__cause__ or error)
+
+
+def _rows(reader: str, path: str, cache_dir: str | None) -> Records:
+    import datasets
+
+    with quiet_datasets():
+        # `data_files` as a list: a path may hold characters of a glob pattern.
+        data = datasets.load_dataset(
+            reader, data_files=[_literal(path)], split="train", cache_dir=cache_dir
+        )
+    return data.to_list()
 
 
 class RecordFiles:
@@ -47,15 +195,8 @@ class RecordFiles:
         Raises:
             ValueError: If it is not JSON, holds no record, or one without a required field.
         """
-        from datasets.exceptions import DatasetGenerationError
-
         place = str(self.folder / file) if self.folder else f"{self.name}/{file}"
-        try:
-            records = self._load(file)
-        except DatasetGenerationError as error:
-            raise ValueError(f"{place} is not JSON ({error.__cause__ or error}).") from error
-        except (ValueError, StopIteration) as error:
-            raise ValueError(f"{place} holds no record.") from error
+        records = _load(lambda: self._load(file), place)
         for number, record in enumerate(records, start=1):
             for field in required:
                 if not isinstance(record.get(field), str):
@@ -65,17 +206,14 @@ class RecordFiles:
                     )
         return records
 
-    def _load(self, file: str) -> list[dict[str, Any]]:
+    def _load(self, file: str) -> Records:
         import datasets
 
+        if self.folder is not None:
+            return _rows("json", str(self.folder / file), self.cache_dir)
         with quiet_datasets():
-            if self.folder is not None:
-                name, data_file = "json", str(self.folder / file)
-            else:
-                name, data_file = self.name, file
-            # `data_files` as a list: a path may hold characters of a glob pattern.
             data = datasets.load_dataset(
-                name, data_files=[_literal(data_file)], split="train", cache_dir=self.cache_dir
+                self.name, data_files=[file], split="train", cache_dir=self.cache_dir
             )
         return data.to_list()
 

@@ -1,57 +1,139 @@
-"""Predictions as JSON lines, written as they come."""
+"""Predictions as JSON lines: written as they come, taken up after an interruption, scored whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from torch import distributed
+
+from lightning_peft.atomic import write_atomically
+
+Row = dict[str, Any]
+
 
 class PredictionWriter:
-    """Writes ``<task>.jsonl``, one line for each record, and scores what it writes.
+    """Writes ``<task>.jsonl``, one line for each record in the order of the data.
 
-    Each line holds index, prompt, output, extracted, expected and correct. The folder's
-    ``protocol.json`` says how they were asked for.
+    Each line holds index, prompt, output (a list of turns in a conversation), expected, and what
+    the task's ``judge`` adds. While a test runs, every process appends to ``<task>.part<rank>``;
+    these become the final file when all is there, and a test of the same weights, data and protocol
+    that finds them goes on after their last line. ``protocol.json`` says how answers were asked
+    for.
 
     Args:
-        folder: Where the files go; files of an earlier test there are overwritten.
-        data: The data module, for ``protocol``, ``extract`` and ``correct``.
+        folder: Where the files go; a finished test's files there are overwritten.
+        data: The data module: ``protocol``, ``judge``, ``score``, ``counts``.
+        weights: What is tested, to tell whether an interrupted test was the same.
+        rank: Of this process.
     """
 
-    def __init__(self, folder: Path, data: Any) -> None:
-        self.folder, self.data = folder, data
+    def __init__(self, folder: Path, data: Any, weights: str = "", rank: int = 0) -> None:
+        self.folder, self.data, self.rank = folder, data, rank
+        self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         self._files: dict[str, TextIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        protocol = json.dumps(dataclasses.asdict(data.protocol), indent=2, ensure_ascii=False)
-        (folder / "protocol.json").write_text(protocol + "\n")
+        protocol = dataclasses.asdict(data.protocol)
+        # Of a file also its time: a checkpoint of the same name may be another one.
+        changed = Path(weights).stat().st_mtime if Path(weights).is_file() else None
+        self._stamp = {"weights": weights, "changed": changed, **protocol, "counts": data.counts}
+        for task in data.test_tasks:
+            self._take_up(task)
+        if rank == 0:
+            text = json.dumps(protocol, indent=2, ensure_ascii=False)
+            write_atomically(folder / "protocol.json", lambda part: part.write_text(text + "\n"))
 
-    def write(self, batch: dict[str, Any], outputs: list[str]) -> list[bool]:
-        """Write a batch's answers.
+    def _take_up(self, task: str) -> None:
+        """Read what an interrupted test of the same things wrote, and open the file to go on."""
+        path = self.folder / f"{task}.part{self.rank}"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if lines and _parsed(lines[0]) == json.loads(json.dumps(self._stamp)):
+            rows = [row for row in map(_parsed, lines[1:]) if row is not None]
+            self.rows[task] = {row["index"]: row for row in rows}
+        kept = [self._stamp, *self.rows[task].values()]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        self._files[task] = path.open("a", encoding="utf-8", buffering=1)
+
+    def unanswered(self, batch: Row) -> Row | None:
+        """Leave out of a batch what is answered already; None where nothing is left."""
+        done = self.rows[batch["task"]]
+        left = [i for i, index in enumerate(batch["index"]) if index not in done]
+        if len(left) == len(batch["index"]):
+            return batch
+        return {key: _selected(value, left) for key, value in batch.items()} if left else None
+
+    def write(self, batch: Row, turns: Sequence[Sequence[str]]) -> None:
+        """Judge and write a batch's answers.
 
         Args:
             batch: With ``task``, and lists ``index``, ``prompt`` and ``expected``.
-            outputs: The generated texts.
+            turns: The generated texts, for each turn those of all records.
+        """
+        task, rows = batch["task"], []
+        for i, index in enumerate(batch["index"]):
+            texts = [turn[i] for turn in turns]
+            output = texts if len(texts) > 1 else texts[0]
+            prompt, expected = batch["prompt"][i], batch["expected"][i]
+            rows.append({"index": index, "prompt": prompt, "output": output, "expected": expected})
+        self.data.judge(task, rows)
+        for row in rows:
+            self.rows[task][row["index"]] = row
+            self._files[task].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def finish(self, score: bool = True) -> dict[str, dict[str, float]]:
+        """Gather all processes' rows, write the final files, and score each task.
+
+        Args:
+            score: Whether to score.
 
         Returns:
-            Which are correct.
+            Metrics by task and name; the same in every process.
         """
-        task = batch["task"]
-        if task not in self._files:
-            path = self.folder / f"{task}.jsonl"
-            self._files[task] = path.open("w", encoding="utf-8", buffering=1)
-        correct = []
-        rows = zip(batch["index"], batch["prompt"], outputs, batch["expected"], strict=True)
-        for index, prompt, output, expected in rows:
-            extracted = self.data.extract(output, task)
-            correct.append(extracted is not None and self.data.correct(extracted, expected, task))
-            line = {
-                "index": index,
-                "prompt": prompt,
-                "output": output,
-                "extracted": extracted,
-                "expected": expected,
-                "correct": correct[-1],
-            }
-            self._files[task].write(json.dumps(line, ensure_ascii=False) + "\n")
-        return correct
+        for file in self._files.values():
+            file.close()
+        scores: dict[str, dict[str, float]] = {}
+        for rows in _gathered(dict(self.rows)):
+            for task, found in rows.items():
+                self.rows[task] |= found
+        for task in self.data.test_tasks:
+            ordered = [self.rows[task][index] for index in sorted(self.rows[task])]
+            if self.rank == 0:
+                self._replace_parts(task, ordered)
+            if score and ordered:
+                scores[task] = self.data.score(task, ordered)
+        return scores
+
+    def _replace_parts(self, task: str, rows: list[Row]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path = self.folder / f"{task}.jsonl"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        for part in self.folder.glob(f"{task}.part*"):
+            part.unlink()
+
+
+def _parsed(line: str) -> Any:
+    """Read a line; None where a kill cut it off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _selected(value: Any, rows: list[int]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[rows]
+    return [value[i] for i in rows] if isinstance(value, list) else value
+
+
+def _gathered(rows: dict[str, dict[int, Row]]) -> list[dict[str, dict[int, Row]]]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [rows]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, rows)
+    return gathered

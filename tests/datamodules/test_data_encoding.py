@@ -61,16 +61,52 @@ def test_bos_survives_the_cut(make_tokenizer: Any, byte_ids: Any) -> None:
     assert encoder.encode([example("prompt!!")], False)["tokens"] == [[1, *byte_ids("mpt!!")]]
 
 
-def test_a_response_over_the_limit_names_its_record(tokenizer: Any) -> None:
+def test_a_response_over_the_limit_leaves_no_tokens(tokenizer: Any, byte_ids: Any) -> None:
     examples = [example("p", "ok"), example("p", "too long", index=41)]
-    with pytest.raises(ValueError, match=r"Record 42 of capitals has a response of 9 tokens .* 8;"):
-        Encoder(tokenizer, 8).encode(examples, True)
+    columns = Encoder(tokenizer, 8).encode(examples, True)
+    assert columns["tokens"] == [[*byte_ids("pok"), EOS], []]
+
+
+def conversation(**changes: Any) -> Example:
+    turns = {"history": (("ab", "c"), ("d", "ef"))}
+    return Example("g", "hi", "chat", 0, **{**turns, **changes})
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "spans"),
+    [
+        (20, "abc|def|ghi|", [2, 4, 5, 8, 9, 12]),
+        (11, "bc|def|ghi|", [1, 3, 4, 7, 8, 11]),
+        (9, "|def|ghi|", [0, 1, 2, 5, 6, 9]),
+        (5, "|ghi|", [0, 0, 0, 1, 2, 5]),
+        (3, "hi|", [0, 0, 0, 0, 0, 3]),
+    ],
+)
+def test_every_response_of_a_conversation_is_learnt(
+    limit: int, text: str, spans: list[int], tokenizer: Any, byte_ids: Any, tmp_path: Path
+) -> None:
+    encoder = Encoder(tokenizer, limit)
+    data = dataset(encoder, [conversation()], "response", tmp_path)
+    ids = [EOS if c == "|" else byte_ids(c)[0] for c in text]
+    assert data[0] == (ids, spans)
+    labels = data.collate([data[0]])["labels"]
+    learnt = {p for b, e in zip(spans[::2], spans[1::2], strict=True) for p in range(b, e)}
+    assert labels.tolist() == [[ids[i] if i in learnt else -100 for i in range(len(ids))]]
+    assert data.count_targets([0]) == int((labels[:, 1:] != -100).sum())
+
+
+def test_a_closed_response_gets_no_eos_and_a_bos_of_its_own_is_not_doubled(
+    make_tokenizer: Any, byte_ids: Any
+) -> None:
+    encoder = Encoder(make_tokenizer(adds_bos=True), 64)
+    closed = conversation(history=(("<s>ab", "c"),), closed=True)
+    assert encoder.encode([closed], True)["tokens"] == [[1, *byte_ids("abcghi")]]
 
 
 def test_labels_are_the_response_and_its_eos(tokenizer: Any, byte_ids: Any) -> None:
     rows = [
-        ([*byte_ids("ab"), *byte_ids("cde"), EOS], 2),
-        ([*byte_ids("a"), *byte_ids("c"), EOS], 1),
+        ([*byte_ids("ab"), *byte_ids("cde"), EOS], [2, 6]),
+        ([*byte_ids("a"), *byte_ids("c"), EOS], [1, 3]),
     ]
     batch = training_batch(rows, pad_id=0)
     a, b, c, d, e = byte_ids("abcde")

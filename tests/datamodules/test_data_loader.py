@@ -25,8 +25,9 @@ class Rows:
     def __len__(self) -> int:
         return len(LENGTHS)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[list[int], int]]:
-        return [([int(i)] * LENGTHS[i], int(LENGTHS[i] - i % 3 - 1)) for i in indices]
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        ends = [(i, int(LENGTHS[i])) for i in map(int, indices)]
+        return [([i] * end, [end - i % 3 - 1, end]) for i, end in ends]
 
     def collate(self, rows: Any) -> dict[str, Any]:
         return training_batch(rows, 0)

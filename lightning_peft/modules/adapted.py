@@ -1,0 +1,251 @@
+"""The LightningModule around a model and one adapter strategy, whatever the model predicts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
+from lightning_peft.adapters.attach import make_report
+from lightning_peft.assets import resolve_model
+from lightning_peft.modules.checkpoint import checkpoint_of, restore_structure
+from lightning_peft.modules.loading import check_model, check_training
+from lightning_peft.modules.random_state import get_random_state, set_random_state
+from lightning_peft.strategies import AdapterStrategy, LoRA
+
+Batch = dict[str, Any]
+
+
+class AdaptedModule(LightningModule):
+    """Builds, trains and checkpoints an adapted model; how it is loaded and scored, others say.
+
+    Args:
+        model_name_or_path: A folder or a hub name that ``from_pretrained`` takes, or
+            ``tiny_llama``, the embedded model.
+        adapter: The strategy; a fresh :class:`LoRA` when None.
+        optimizer: Makes the optimizer from parameters.
+        lr_scheduler_type: A name that ``transformers.get_scheduler`` knows, stepped at every
+            optimizer step.
+        warmup_steps: Optimizer steps of warm-up; below 1 a share of all steps.
+        dtype: Of the base's weights: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
+            Adapters are float32 over a half-precision base.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        attn_implementation: As in transformers; None for its choice.
+        peft_path: An adapter in PEFT's format to validate, test or predict with instead of a
+            strategy.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        adapter: AdapterStrategy | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler_type: str = "linear",
+        warmup_steps: float = 0,
+        dtype: str = "auto",
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        peft_path: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name_or_path = resolve_model(model_name_or_path)
+        self.adapter = adapter if adapter is not None else LoRA()
+        self.make_optimizer = optimizer
+        self.lr_scheduler_type = lr_scheduler_type
+        self.warmup_steps = warmup_steps
+        self.dtype_name = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.peft_path = peft_path
+        # A checkpoint holds the adapters only.
+        self.strict_loading = False
+        self.model: Any = None
+        self._random_state: dict[str, Any] | None = None
+        self._adapted = self._prepared = False
+        self._window: dict[str, Any] = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
+
+    # What a kind of model says.
+
+    def load_base(self) -> Any:
+        """Load the base model, in training mode."""
+        raise NotImplementedError
+
+    def target_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over a batch's targets, and their count."""
+        raise NotImplementedError
+
+    # Building.
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The strategy is a callback, so that nobody has to call it."""
+        return [self.adapter]
+
+    def prepare_data(self) -> None:
+        """Refuse a wrong model or optimizer before the data module asks for the tokenizer."""
+        check_model(self.model_name_or_path, self.dtype_name)
+        if self.trainer.state.fn in ("fit", "validate"):  # which may come first in a fit
+            check_training(self.make_optimizer, self.lr_scheduler_type)
+
+    def configure_model(self) -> None:
+        """Load the base and attach the strategy, once; works without a trainer too."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and self.peft_path is not None:
+            raise ValueError("model.peft_path is for validate, test and predict, not for fit.")
+        if self.model is None:
+            self._build()
+        # A resumed run takes the structure from its checkpoint.
+        if fitting and not self._prepared and self.trainer.ckpt_path is None:
+            self._prepare_strategy()
+        self._prepared = self._prepared or fitting
+
+    def _build(self) -> None:
+        model = self.load_base()
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        if self.peft_path is not None:
+            load_peft(model, self.peft_path)
+            self._adapted = True
+        else:
+            rank_zero_info(str(self.adapter.attach(model)))
+        self.model = model
+
+    def _prepare_strategy(self) -> None:
+        """Let the strategy look at data, on the device where the run will be."""
+        self.to(self.trainer.strategy.root_device)
+        before = trainable_parameters(self.model, include_saved=True)
+        data = getattr(self.trainer, "datamodule", None)
+
+        def sample(ratio: float) -> Iterable[Batch]:
+            if data is None or not hasattr(data, "probe_dataloader"):
+                raise ValueError(
+                    f"{type(self.adapter).__name__} looks at a sample of the training data, for "
+                    "which the data module needs probe_dataloader(ratio)."
+                )
+            return data.probe_dataloader(ratio)
+
+        def loss(batch: Batch) -> Tensor:
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            total, count = self.target_loss(batch)
+            return total / count.clamp_min(1)
+
+        self.adapter.prepare(self.model, sample, loss, self.make_optimizer)
+        if trainable_parameters(self.model, include_saved=True) != before:
+            rank_zero_info(str(make_report(self.model, type(self.adapter).__name__, {})))
+
+    def configure_optimizers(self) -> Any:
+        """The strategy's optimizer, and a schedule that steps with it."""
+        from transformers import get_scheduler
+
+        params = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.adapter.optimizer(params, self.make_optimizer)
+        steps = self.trainer.estimated_stepping_batches
+        total = None if math.isinf(steps) else int(steps)
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * (total or 0)
+        try:
+            schedule = get_scheduler(self.lr_scheduler_type, optimizer, int(warmup), total)
+        except ValueError as error:
+            raise ValueError(
+                f"model.lr_scheduler_type {self.lr_scheduler_type!r}: {error}"
+            ) from error
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Training.
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch; the window's gradient is that of the mean over its targets.
+
+        Lightning divides by the number of micro-batches and DDP by that of processes, though they
+        may hold different numbers of targets: each is weighted by its share of the window's targets
+        instead, which ``num_target_tokens`` counts over all processes.
+        """
+        total, count = self.target_loss(batch)
+        accumulate, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        # A data module that does not count windows takes all micro-batches for equal ones.
+        window = batch.get("num_target_tokens", count * accumulate * processes)
+        window = torch.as_tensor(window, device=total.device).clamp_min(1)
+        self._window["loss"] += total.detach() / window
+        self._window["tokens"] += batch["attention_mask"].sum()
+        # The shares count / window sum to one over the window, and so the penalty counts once.
+        share = (total + self.adapter.penalty(self.model) * count) / window
+        return share * accumulate * processes
+
+    def on_after_backward(self) -> None:
+        """Stop at a loss that is not a number, before it reaches the weights."""
+        if not math.isfinite(float(self._window["loss"])):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise ValueError(
+                f"the loss is {float(self._window['loss'])} at step {self.trainer.global_step} "
+                f"with learning rate {rate:g}: try a lower one, more warmup_steps or "
+                f"trainer.gradient_clip_val; {self._last_checkpoint()}."
+            )
+
+    def _last_checkpoint(self) -> str:
+        """Which checkpoint is from before the present step's weights."""
+        saved = getattr(self.trainer.checkpoint_callback, "best_k_models", {})
+        good = [path for path, step in saved.items() if int(step) < self.trainer.global_step]
+        return (
+            f"the last good checkpoint is {good[-1]}"
+            if good
+            else "no good checkpoint was written yet"
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what the step is about to do."""
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        now, window = time.perf_counter(), self._window
+        ranks = [layer.rank for layer in adapter_layers(self.model).values()]
+        row = {
+            "train_loss": float(window["loss"]),
+            "grad_norm": float(nn.utils.get_total_norm(grads)),
+            "tokens_per_second": float(window["tokens"]) / max(now - window["since"], 1e-9),
+            "lr": optimizer.param_groups[0]["lr"],
+            "rank": sum(ranks) / max(len(ranks), 1),
+        }
+        shown = {key: row[key] for key in ("train_loss", "rank", "tokens_per_second")}
+        self.log_dict(shown, prog_bar=True, logger=False)
+        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (step + 1) % every == 0:
+            # Not by self.log, whose row would come after the checkpoint of this step, so that a run
+            # killed in between would lack it.
+            for logger in self.trainer.loggers:
+                logger.log_metrics({**row, "epoch": self.trainer.current_epoch}, step=step)
+        self._window = {"loss": 0.0, "tokens": 0, "since": now}
+
+    def on_fit_end(self) -> None:
+        """A fitted model is adapted, whatever is tested next."""
+        self._adapted = True
+
+    # Checkpoints: adapters, structure, random state.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is not the base's, and what a resumed run needs to go on exactly."""
+        checkpoint.update(checkpoint_of(self.model, self.adapter, prefix="model."))
+        checkpoint["random_state"] = get_random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is ours, and give the model its structure and ranks."""
+        restore_structure(self.model, self.adapter, checkpoint, prefix="model.")
+        self._random_state = checkpoint["random_state"]
+        self._adapted = True
+
+    def on_train_start(self) -> None:
+        """Let a resumed run's own csv files go on from here."""
+        self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
+        for logger in self.trainer.loggers:
+            if self.trainer.global_step > 0 and hasattr(logger, "go_on_from"):
+                logger.go_on_from(self.trainer.global_step)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Go on with the interrupted run's random stream, once all set-up has drawn from it."""
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
