@@ -412,8 +412,10 @@ All data are generated from the seed. Each step mixes
   towards long carries; {HELD_OUT:,} uniformly drawn pairs are held out of training;
 * copying: random text of up to {LONGEST_PROMPT} bytes that lists made-up labels near its end
   (`kvot1/kvot2/kvot3`), answered by one of them at random. Which label is not learnable; that it is
-  a listed one is. Among them, fewer and fewer texts to repeat as they are, and in the last phase
-  lists to repeat in another order.
+  a listed one is. Among them, fewer and fewer texts to repeat as they are, and in the third
+  phase lists to repeat in another order. In the last phase, with texts of up to 1,000 bytes, most
+  labels are named in a sentence of a small grammar (`my final label would be kvot2`) after the line
+  `### Response:`; the sentence of the commonsense tasks is not among them.
 
 {mixture}
 

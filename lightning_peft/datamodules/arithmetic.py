@@ -171,7 +171,12 @@ class ArithmeticDataModule(TextDataModule):
 
     protocols = {
         "arithmetic-ours": Protocol(
-            "arithmetic-ours", "{instruction}", "response", max_length=32, max_new_tokens=6
+            "arithmetic-ours",
+            "{instruction}",
+            "response",
+            max_length=32,
+            max_new_tokens=6,
+            extraction="the first four characters, if they have the form of an answer",
         )
     }
 

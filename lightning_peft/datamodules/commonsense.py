@@ -53,6 +53,7 @@ _LLM_ADAPTERS = Protocol(
     max_length=256,
     max_new_tokens=32,
     num_beams=4,
+    extraction="the first of the task's labels",
 )
 
 
@@ -78,6 +79,7 @@ class CommonsenseDataModule(TextDataModule):
             loss_on="response",
             max_length=2048,
             max_new_tokens=2048,
+            extraction="the first of the task's labels",
         ),
     }
 

@@ -37,6 +37,7 @@ class Protocol:
         num_beams: Beams; 1 is greedy or sampled, by ``temperature``.
         temperature: 0 decodes without sampling.
         stop: Texts at which generation ends, beside EOS.
+        extraction: How an answer is found in an output, in words: part of the stamp.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Protocol:
     num_beams: int = 1
     temperature: float = 0.0
     stop: tuple[str, ...] = ()
+    extraction: str = "the whole output"
 
     def prompt(self, instruction: str) -> str:
         """Write the prompt for one instruction (which may hold braces)."""
