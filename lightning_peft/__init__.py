@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_peft.adapters import load_peft, merge, save_peft, trainable_parameters
-    from lightning_peft.modules import CausalLMModule
+    from lightning_peft.modules import CausalLMModule, SequenceClassificationModule
     from lightning_peft.strategies import AdapterStrategy
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdapterStrategy": "lightning_peft.strategies",
     "CausalLMModule": "lightning_peft.modules",
+    "SequenceClassificationModule": "lightning_peft.modules",
     "load_peft": "lightning_peft.adapters",
     "merge": "lightning_peft.adapters",
     "save_peft": "lightning_peft.adapters",
@@ -22,6 +23,7 @@ _HOMES = {
 __all__ = [
     "AdapterStrategy",
     "CausalLMModule",
+    "SequenceClassificationModule",
     "load_peft",
     "merge",
     "save_peft",

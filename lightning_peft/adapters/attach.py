@@ -138,6 +138,7 @@ class AttachReport:
         trainable: All parameters that train, saved modules included.
         total: All parameters of the model, adapters included.
         dtypes: Dtype of the base's and of the adapters' parameters.
+        in_full: Parameters of the modules that train in full beside the adapters, by full name.
     """
 
     strategy: str
@@ -146,6 +147,7 @@ class AttachReport:
     trainable: int
     total: int
     dtypes: dict[str, str] = field(default_factory=dict)
+    in_full: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A few lines for a person."""
@@ -154,6 +156,9 @@ class AttachReport:
         lines = [f"{self.strategy}: {counts} ({share:.2f} %)"]
         lines += [f"  {pattern}: {count} layers" for pattern, count in self.matched.items()]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.parameters.items())
+        if self.in_full:
+            modules = ", ".join(f"{name} {count:,}" for name, count in self.in_full.items())
+            lines.append(f"  trained in full and saved with the adapter: {modules}")
         dtypes = ", ".join(f"{part} {dtype}" for part, dtype in self.dtypes.items())
         return "\n".join([*lines, f"  parameters by kind: {kinds}", f"  dtypes: {dtypes}"])
 
@@ -192,7 +197,24 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total=sum(p.numel() for p in model.parameters()),
         dtypes={"base": "/".join(base) or "none", "adapters": "/".join(own) or "none"},
+        in_full={
+            name: sum(p.numel() for p in module.parameters())
+            for name, module in trained_modules(model).items()
+        },
     )
+
+
+def trained_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost modules that train in full beside the adapters, by full name."""
+    layers = adapter_layers(model)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name == n or name.startswith(f"{n}.") for n in (*layers, *found))
+        own = list(module.parameters())
+        holds_layer = any(n.startswith(f"{name}.") or not name for n in layers)
+        if own and not inside and not holds_layer and all(p.requires_grad for p in own):
+            found[name] = module
+    return found
 
 
 def own_parameters(layer: LoRALinear) -> Iterator[nn.Parameter]:

@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_peft.adapters.attach import adapter_layers, replace_linears
+from lightning_peft.adapters.attach import adapter_layers, replace_linears, trained_modules
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.atomic import write_atomically
 
 PREFIX = "base_model.model."
+_TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(re.escape(PREFIX) + r"(?P<name>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -57,10 +58,11 @@ def _config(model: nn.Module, layers: Mapping[str, LoRALinear], saved: list[str]
     alphas = {name: _number(layer.scaling * layer.rank) for name, layer in layers.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas[n] for n, k in ranks.items() if k == r).most_common(1)[0][0]
-    causal = type(model).__name__.endswith("ForCausalLM")
+    # Which of its model classes PEFT wraps the base in; one that classifies brings its head along.
+    task = next((t for end, t in _TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if causal else None,
+        "task_type": task,
         "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
         "inference_mode": True,
         "r": r,
@@ -74,19 +76,6 @@ def _config(model: nn.Module, layers: Mapping[str, LoRALinear], saved: list[str]
         "alpha_pattern": {_exactly(n): a for n, a in alphas.items() if a != alpha},
         "modules_to_save": saved or None,
     }
-
-
-def _saved_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The outermost modules that train beside the adapters, by full name."""
-    layers = adapter_layers(model)
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        inside = any(name == n or name.startswith(f"{n}.") for n in (*layers, *found))
-        own = list(module.parameters())
-        holds_layer = any(n.startswith(f"{name}.") or not name for n in layers)
-        if own and not inside and not holds_layer and all(p.requires_grad for p in own):
-            found[name] = module
-    return found
 
 
 def save_peft(model: nn.Module, folder: str | Path) -> Path:
@@ -110,7 +99,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
         left, right = layer.factors()
         tensors[f"{PREFIX}{name}.lora_A.weight"] = right
         tensors[f"{PREFIX}{name}.lora_B.weight"] = left / layer.scaling
-    saved = _saved_modules(model)
+    saved = trained_modules(model)
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
     # safetensors refuses storage that two names share.

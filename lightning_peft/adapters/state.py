@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def trainable_parameters(model: nn.Module, include_saved: bool = False) -> int:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, samples: int = 512) -> str:
+def fingerprint(model: nn.Module, samples: int = 512, without: Iterable[nn.Module] = ()) -> str:
     """Recognise a base model: names, shapes, and evenly spread values of every parameter.
 
     Another checkpoint of the same shapes differs in nearly every value, so a sample tells it apart
@@ -101,12 +101,16 @@ def fingerprint(model: nn.Module, samples: int = 512) -> str:
     Args:
         model: The model before adapters are attached.
         samples: Values read of each parameter.
+        without: Modules that are not the base's: those that train in full, and may begin at random.
 
     Returns:
         16 hexadecimal digits; of names and shapes alone on the meta device.
     """
     digest = hashlib.sha256()
+    left_out = {id(p) for module in without for p in module.parameters()}
     for name, parameter in model.named_parameters():
+        if id(parameter) in left_out:
+            continue
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         if not parameter.is_meta:
             flat = parameter.detach().reshape(-1)

@@ -233,10 +233,9 @@ class PeftCLI(LightningCLI):
         """Say what came out and where it is."""
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         before = getattr(self, "before", {})
-        for key in ("val_loss", "val_accuracy"):
-            if key in metrics:
-                start = f"{before[key]:.4f} before, " if key in before else ""
-                rank_zero_info(f"{key}: {start}{metrics[key]:.4f} after")
+        for key in (key for key in metrics if key.startswith("val_")):
+            start = f"{before[key]:.4f} before, " if key in before else ""
+            rank_zero_info(f"{key}: {start}{metrics[key]:.4f} after")
         for name in ("adapter", "importance.png", "run.json"):
             if (self.folder / name).exists():
                 rank_zero_info(f"{name}: {self.folder / name}")

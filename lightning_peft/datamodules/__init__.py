@@ -2,14 +2,34 @@
 
 from lightning_peft.datamodules.arithmetic import ArithmeticDataModule
 from lightning_peft.datamodules.base import TextDataModule
+from lightning_peft.datamodules.code import CodeDataModule
 from lightning_peft.datamodules.commonsense import CommonsenseDataModule
+from lightning_peft.datamodules.conversation import ConversationDataModule
+from lightning_peft.datamodules.dart import DartDataModule
+from lightning_peft.datamodules.dialogsum import DialogSumDataModule
+from lightning_peft.datamodules.e2e import E2EDataModule
 from lightning_peft.datamodules.examples import Example
+from lightning_peft.datamodules.glue import GlueDataModule
+from lightning_peft.datamodules.instruction import InstructionDataModule
+from lightning_peft.datamodules.labelled import LabelledDataModule
+from lightning_peft.datamodules.math import MathDataModule
+from lightning_peft.datamodules.pairs import Labelled
 from lightning_peft.datamodules.protocols import Protocol
 
 __all__ = [
     "ArithmeticDataModule",
+    "CodeDataModule",
     "CommonsenseDataModule",
+    "ConversationDataModule",
+    "DartDataModule",
+    "DialogSumDataModule",
+    "E2EDataModule",
     "Example",
+    "GlueDataModule",
+    "InstructionDataModule",
+    "Labelled",
+    "LabelledDataModule",
+    "MathDataModule",
     "Protocol",
     "TextDataModule",
 ]

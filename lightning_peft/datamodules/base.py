@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -129,6 +130,14 @@ class TextDataModule(TokenizedDataModule):
         """
         return None
 
+    def write_answers(self, folder: Path, predictions: Mapping[str, Sequence[Any]]) -> None:
+        """Write a test's answers once more, in a form that others read.
+
+        Args:
+            folder: Where the predictions are.
+            predictions: Each task's, as in their files.
+        """
+
     def example(
         self, instruction: str, response: str, task: str, index: int, expected: Any = ""
     ) -> Example:
@@ -161,8 +170,11 @@ class TextDataModule(TokenizedDataModule):
             kept = [examples[i] for i in rows]
             if not kept:
                 raise ValueError(f"The test set of {task} is empty.")
-            table = encode_cached(self.encoder, kept, False, self.cache_dir)
-            sets[task] = PromptDataset(table["tokens"][:], kept, self.encoder.pad_id)
+            # Earlier turns stand before a prompt as in training, with their responses.
+            asked = [replace(e, response="") for e in kept]
+            turns = any(e.history for e in kept)
+            table = encode_cached(self.encoder, asked, turns, self.cache_dir)
+            sets[task] = PromptDataset(before_response(table), kept, self.encoder.pad_id)
             cut[task] = sum(n > 0 for n in table["cut"])
         self.counts["test"] = {task: len(data) for task, data in sets.items()}
         self._report_cut("test", sum(cut.values()), sum(map(len, sets.values())), self._limit)
@@ -205,3 +217,9 @@ class TextDataModule(TokenizedDataModule):
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer, before any set is made."""
         self._encoder = Encoder(tokenizer, self.protocol.max_length)
+
+
+def before_response(columns: Mapping[str, Any]) -> list[list[int]]:
+    """Take from the columns of `Encoder.encode` what stands before each last response."""
+    pairs = zip(columns["tokens"], columns["prompt_length"], strict=True)
+    return [ids[:length] for ids, length in pairs]

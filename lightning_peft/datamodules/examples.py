@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,24 +124,26 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """Identify everything the ids depend on beside the texts."""
-        if self.tokenizer.is_fast:
-            content = json.loads(self.tokenizer.backend_tokenizer.to_str())
-            # Set by each call's arguments; they say nothing about the tokenizer.
-            content.pop("truncation", None)
-            content.pop("padding", None)
-        else:
-            content = {"class": type(self.tokenizer).__name__, **self.tokenizer.get_vocab()}
-        known = [ENCODING_VERSION, content, self.prefix, self.eos_id, self.max_length]
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        return tokenizer_fingerprint(self.tokenizer, self.prefix, self.eos_id, self.max_length)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, *more: Any) -> str:
+    """Identify a tokenizer, and what else (in any form that JSON holds) encodings depend on."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Set by each call's arguments; they say nothing about the tokenizer.
+        content.pop("truncation", None)
+        content.pop("padding", None)
+    else:
+        content = {"class": type(tokenizer).__name__, **tokenizer.get_vocab()}
+    known = [ENCODING_VERSION, content, *more]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def encode_cached(
     encoder: Encoder, examples: Sequence[Example], with_response: bool, cache_dir: str | Path | None
 ) -> Dataset:
     """Encode examples, or read what an earlier run encoded of the same texts in the same way.
-
-    The library writes to a temporary file and moves it into its place, so that a run killed here
-    leaves nothing half-written.
 
     Args:
         encoder: The encoder.
@@ -160,15 +162,39 @@ def encode_cached(
     for example in examples:
         texts = [*_texts(example), example.closed] if with_response else [example.prompt]
         digest.update(json.dumps(texts).encode())
-    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lightning_peft")
-    folder.mkdir(parents=True, exist_ok=True)
-    key = digest.hexdigest()[:32]
 
     def encode(indices: list[int]) -> dict[str, list[Any]]:
         return encoder.encode([examples[i] for i in indices], with_response)
 
+    return cached_columns(encode, len(examples), digest.hexdigest()[:32], cache_dir)
+
+
+def cached_columns(
+    encode: Callable[[list[int]], dict[str, list[Any]]],
+    count: int,
+    key: str,
+    cache_dir: str | Path | None,
+) -> Dataset:
+    """Make the columns of ``count`` rows, or read those that an earlier run made under a key.
+
+    The library writes to a temporary file and moves it into its place, so that a run killed here
+    leaves nothing half-written.
+
+    Args:
+        encode: Makes the columns of the rows with some positions.
+        count: How many rows there are.
+        key: Says everything the columns depend on.
+        cache_dir: The folder; None takes ``lightning_peft`` in the cache of `datasets`.
+
+    Returns:
+        The rows, in order of their positions.
+    """
+    import datasets
+
+    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lightning_peft")
+    folder.mkdir(parents=True, exist_ok=True)
     with quiet_datasets():
-        return datasets.Dataset.from_dict({"position": range(len(examples))}).map(
+        return datasets.Dataset.from_dict({"position": range(count)}).map(
             encode,
             input_columns="position",
             batched=True,

@@ -126,8 +126,7 @@ def run_program(source: str, limits: Limits = _DEFAULT) -> Outcome:
         limits: What it may use.
 
     Raises:
-        ValueError: On Windows.
-        RuntimeError: A barrier cannot be put up on this machine; it says which and why.
+        ValueError: A barrier cannot be put up on this machine; it says which and why.
     """
     if PLATFORM not in ("linux", "darwin"):
         raise ValueError("Generated programs are run on Linux and macOS alone; use WSL on Windows.")
@@ -179,7 +178,6 @@ def run_programs(
 
     Raises:
         ValueError: As `run_program`.
-        RuntimeError: As `run_program`.
     """
     if workers is None:
         linux = hasattr(os, "sched_getaffinity")
@@ -242,7 +240,7 @@ def _readable() -> list[str]:
     home = os.path.realpath(os.path.expanduser("~"))
     for folder in map(os.path.realpath, folders):
         if os.path.join(home, "").startswith(os.path.join(folder, "")):
-            raise RuntimeError(
+            raise ValueError(
                 f"A generated program has to read {folder}, where the interpreter or its libraries "
                 f"lie, and the home folder {home} is in it; use an interpreter in another folder."
             )
@@ -312,7 +310,7 @@ def _check_barriers(report: str) -> None:
     """Raise where the child refused to go on, and warn where it holds by audit hooks."""
     word, _, rest = report.partition(" ")
     if word != "ready":
-        raise RuntimeError(f"Generated programs cannot be shut in on this machine: {rest}.")
+        raise ValueError(f"Generated programs cannot be shut in on this machine: {rest}.")
     if "audit" in rest.split():
         warnings.warn(
             f"Generated programs are held by {rest.replace(' ', ', ')} alone: without Landlock 3 "

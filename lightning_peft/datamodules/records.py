@@ -73,9 +73,9 @@ class Source:
 def _from_hub(source: Source, cache_dir: str | None) -> Records:
     import datasets
 
-    _hub_files(source.hub)
     with quiet_datasets():
         try:
+            _ask_hub(source.hub)
             data = datasets.load_dataset(
                 source.hub, source.config, split=source.split, cache_dir=cache_dir
             )
@@ -107,6 +107,8 @@ def read_file(
     reader = READERS.get(Path(path).suffix.lower())
     if reader is None:
         raise ValueError(f"{path} is none of {', '.join(READERS)}.")
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist.")
     return checked(_load(lambda: _rows(reader, str(path), cache_dir), str(path)), path, required)
 
 
@@ -116,7 +118,9 @@ def checked(records: Records, place: str | Path, required: Sequence[str]) -> Rec
         for field in required:
             if record.get(field) is None:
                 found = ", ".join(k for k, v in record.items() if v is not None)
-                raise ValueError(f"Record {number} of {place} has no {field!r}, only {found}.")
+                raise ValueError(
+                    f"Record {number} of {place} has no {field!r}, only {found or 'empty fields'}."
+                )
     return records
 
 
@@ -126,25 +130,26 @@ def _load(load: Callable[[], Records], place: str) -> Records:
 
     try:
         return load()
-    except DatasetGenerationError as error:
-        kind = {".csv": "csv", ".parquet": "parquet"}.get(Path(place).suffix, "JSON")
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
+        empty = Path(place).is_file() and not Path(place).stat().st_size
+        if empty or isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise ValueError(f"{place} holds no record.") from error
+        kind = {".csv": "csv", ".parquet": "parquet"}.get(Path(place).suffix.lower(), "JSON")
         raise ValueError(f"{place} is not {kind} ({_cause(error, place)}).") from error
-    except (ValueError, StopIteration) as error:
-        raise ValueError(f"{place} holds no record.") from error
 
 
 def _cause(error: Exception, place: str) -> str:
     """Name the line that is broken, where the file has lines."""
-    if Path(place).suffix == ".jsonl" and Path(place).is_file():
+    if Path(place).suffix.lower() == ".jsonl" and Path(place).is_file():
         import json
 
-        with open(place, encoding="utf-8") as file:
+        with open(place, "rb") as file:  # bytes: a line may be broken in its encoding
             for number, line in enumerate(file, start=1):
                 try:
-                    json.loads(line or "null")
+                    json.loads(line.strip() or "null")
                 except ValueError as broken:
                     return f"line {number}: {broken}"
-    return str(error.__cause__ or error)
+    return str(error.__cause__ or error).strip()
 
 
 def _rows(reader: str, path: str, cache_dir: str | None) -> Records:
@@ -223,18 +228,22 @@ def _literal(path: str) -> str:
 
 
 def _hub_files(name: str) -> set[str] | None:
-    """List a hub data set's files; None offline, where only the cache can tell."""
+    """List the files of what may be a hub data set; None offline, where only the cache can tell."""
     missing = f"data.data_dir {name!r} is not a folder"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise ValueError(f"{missing}, nor an owner/name on the hub; give the folder of the data.")
+    try:
+        return _ask_hub(name)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{missing}, and the hub does not give it ({reason}).") from error
+
+
+def _ask_hub(name: str) -> set[str] | None:
+    """List a hub data set's files; asked once, since `load_dataset` retries for half a minute."""
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
         return None
-    try:
-        # Asked first, and once: `load_dataset` would retry for half a minute.
-        info = HfApi().dataset_info(name, timeout=10)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{missing}, and the hub does not give it ({reason}).") from error
+    info = HfApi().dataset_info(name, timeout=10)
     return {sibling.rfilename for sibling in info.siblings or ()}

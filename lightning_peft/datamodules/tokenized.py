@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class TokenizedDataModule(LightningDataModule):
         test_limit: Most test records of each task, a fixed sample in their order.
         group_by_length: Train on batches of like length, which pads less; else on random ones.
         num_workers: Worker processes of each loader.
-        seed: Fixes the order of training data.
+        seed: Fixes the order of training data; None takes that of ``seed_everything``, or 0.
         cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
 
     Attributes:
@@ -56,7 +57,7 @@ class TokenizedDataModule(LightningDataModule):
         test_limit: int | None = None,
         group_by_length: bool = True,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -70,7 +71,9 @@ class TokenizedDataModule(LightningDataModule):
             at_least(1, f"{split}_limit", 1 if limit is None else limit)
         self.group_by_length = group_by_length
         self.num_workers = at_least(0, "num_workers", num_workers)
-        self.seed = at_least(0, "seed", seed)
+        # Where Lightning's seed_everything leaves what it was given.
+        given = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = at_least(0, "seed", given)
         self.cache_dir = cache_dir
         self.test_tasks: list[str] = []
         self.counts: dict[str, Any] = {}
@@ -207,10 +210,18 @@ class TokenizedDataModule(LightningDataModule):
         self.use_tokenizer(tokenizer)
         self._source, self._training, self._tests = source, None, None
 
-    def _report_cut(self, split: str, cut: int, total: int, max_length: int) -> None:
+    def _report_cut(
+        self,
+        split: str,
+        cut: int,
+        total: int,
+        max_length: int,
+        what: str = "prompts",
+        where: str = "from the left",
+    ) -> None:
         self.counts.setdefault("cut", {})[split] = cut
         if cut:
             rank_zero_warn(
-                f"{cut} of {total} {split} prompts were longer than the limit of {max_length} "
-                "tokens and were cut from the left; data.max_length raises it."
+                f"{cut} of {total} {split} {what} were longer than the limit of {max_length} "
+                f"tokens and were cut {where}; data.max_length raises it."
             )

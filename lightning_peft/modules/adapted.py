@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lightning_peft.assets import resolve_model
 from lightning_peft.modules.checkpoint import checkpoint_of, restore_structure
 from lightning_peft.modules.loading import check_model, check_training
 from lightning_peft.modules.random_state import get_random_state, set_random_state
+from lightning_peft.runs import step_of
 from lightning_peft.strategies import AdapterStrategy, LoRA
 
 Batch = dict[str, Any]
@@ -190,10 +192,12 @@ class AdaptedModule(LightningModule):
 
     def _last_checkpoint(self) -> str:
         """Which checkpoint is from before the present step's weights."""
-        saved = getattr(self.trainer.checkpoint_callback, "best_k_models", {})
-        good = [path for path, step in saved.items() if int(step) < self.trainer.global_step]
+        # By their names, since a callback that keeps the best ones remembers scores.
+        callbacks = self.trainer.checkpoint_callbacks
+        saved = [Path(path) for c in callbacks for path in getattr(c, "best_k_models", {})]
+        good = [path for path in saved if 0 <= step_of(path) < self.trainer.global_step]
         return (
-            f"the last good checkpoint is {good[-1]}"
+            f"the last good checkpoint is {max(good, key=step_of)}"
             if good
             else "no good checkpoint was written yet"
         )

@@ -121,7 +121,10 @@ class CausalLMModule(AdaptedModule):
     def on_test_epoch_end(self) -> None:
         """Put the predictions together, score each task, and say all scores."""
         assert self._writer is not None
-        scores = self._writer.finish()
+        scores = {task: found for task, found in self._writer.finish().items() if found}
+        if not scores:  # such as conversations, which are judged elsewhere
+            rank_zero_info(f"no scores; the answers are in {self._writer.folder}")
+            return
         first = [next(iter(metrics.values())) for metrics in scores.values()]
         scores["average"] = {"": sum(first) / len(first)}
         lines = []

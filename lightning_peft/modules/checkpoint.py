@@ -27,7 +27,7 @@ def checkpoint_of(model: nn.Module, adapter: AdapterStrategy, prefix: str) -> di
         "adapter": {
             "strategy": type(adapter).__name__,
             "base": adapter.base_fingerprint,
-            "scale": _scale(adapter),
+            "arguments": _arguments(adapter),
             "layers": list(adapter_layers(model)),
             "state": adapter.state_dict(),
         },
@@ -59,18 +59,18 @@ def restore_structure(
             f"the checkpoint was trained with {saved['strategy']}, model.adapter is {given}; give "
             "the configuration that it was trained with."
         )
+    for key, value in _arguments(adapter).items():
+        if saved["arguments"][key] != value:
+            raise ValueError(
+                f"the checkpoint was trained with {key} = {saved['arguments'][key]}, "
+                f"model.adapter.{key} is {value}; give that of the checkpoint."
+            )
     if saved["base"] != adapter.base_fingerprint:
         raise ValueError(
             f"the checkpoint's base model has fingerprint {saved['base']}, "
             f"model.model_name_or_path has {adapter.base_fingerprint}: an adapter fits only the "
             "base that it was trained on."
         )
-    for key, value in _scale(adapter).items():
-        if saved["scale"][key] != value:
-            raise ValueError(
-                f"the checkpoint was trained with {key} = {saved['scale'][key]}, "
-                f"model.adapter.{key} is {value}; give that of the checkpoint."
-            )
     adapter.restructure(model, saved["state"])
     _same_layers(saved["layers"], list(adapter_layers(model)))
     fit_ranks(model, checkpoint["state_dict"], prefix)
@@ -83,9 +83,11 @@ def restore_structure(
         )
 
 
-def _scale(adapter: AdapterStrategy) -> dict[str, float]:
-    """The arguments that make an adapter's scaling, which no tensor's shape tells."""
-    return {key: getattr(adapter, key) for key in ("r", "lora_alpha", "use_rslora")}
+def _arguments(adapter: AdapterStrategy) -> dict[str, Any]:
+    """What no tensor's shape tells: the scaling, and which of the base's modules train."""
+    saved = sorted(adapter.modules_to_save or ())
+    scaling = {key: getattr(adapter, key) for key in ("r", "lora_alpha", "use_rslora")}
+    return {**scaling, "modules_to_save": saved}
 
 
 def _same_layers(saved: list[str], present: list[str]) -> None:

@@ -24,9 +24,11 @@ def generate(model: Any, batch: dict[str, Any], protocol: Protocol, encoder: Enc
         The texts of the answers, without special tokens, cut before the first stop text.
     """
     tokenizer = encoder.tokenizer
-    options: dict[str, Any] = {"do_sample": False}
-    if protocol.temperature:  # nothing of the model's own generation settings beside it
-        options = {"do_sample": True, "temperature": protocol.temperature, "top_k": 0, "top_p": 1.0}
+    # The protocol decides; the model's own generation settings would else be filled in.
+    options: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
+    if protocol.temperature:
+        options |= {"do_sample": True, "temperature": protocol.temperature}
+        options |= {"top_k": 0, "top_p": 1.0}
     if protocol.stop:
         options |= {"stop_strings": list(protocol.stop), "tokenizer": tokenizer}
     with torch.random.fork_rng(enabled=bool(protocol.temperature)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,101 @@ def load_causal_lm(name: str, dtype: str = "auto", attn_implementation: str | No
         reason = _first_sentence(error).rstrip(".")
         raise ValueError(f"model.model_name_or_path: {name} cannot be loaded: {reason}.") from error
     return model.train()
+
+
+def load_classifier(
+    name: str,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    labels: Sequence[str] | None = None,
+    regression: bool = False,
+) -> tuple[Any, list[str]]:
+    """Load a model with a classification head by ``AutoModelForSequenceClassification``.
+
+    A head that the model brings is kept where its number of outputs fits.
+
+    Args:
+        name: A folder or a hub name.
+        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        attn_implementation: As in transformers.
+        labels: Names of the classes; None leaves the number of outputs to the model.
+        regression: One output, a score.
+
+    Returns:
+        The model, in training mode, and the full names of the modules that make its head: whatever
+        stands beside the base model, and a pooler that was not saved with it.
+
+    Raises:
+        ValueError: If ``dtype`` is none of these, the model cannot be loaded from there, has no
+            form that classifies, or lacks weights of the base model.
+    """
+    from transformers import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+    )
+
+    check_model(name, dtype)
+    config = AutoConfig.from_pretrained(name)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"model.model_name_or_path: transformers has no model for sequence classification of "
+            f"the type {config.model_type} of {name}."
+        )
+    _set_labels(config, ["score"] if regression else labels, regression)
+    extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with _quiet_loading():
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **extra,
+            )
+        except OSError as error:
+            reason = _first_sentence(error).rstrip(".")
+            message = f"model.model_name_or_path: {name} cannot be loaded: {reason}."
+            raise ValueError(message) from error
+    fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    return model.train(), _head_of(model, name, fresh)
+
+
+def _set_labels(config: Any, labels: Sequence[str] | None, regression: bool) -> None:
+    config.use_cache = False
+    if labels is None:
+        return
+    own = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
+    if not own or config.num_labels != len(labels):
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = "regression" if regression else "single_label_classification"
+
+
+def _head_of(model: Any, name: str, fresh: set[str]) -> list[str]:
+    """The modules of a classification head, once it is sure that nothing else began at random."""
+    beside = {n: m for n, m in model.named_children() if n != model.base_model_prefix}
+    head = [n for n, module in beside.items() if any(True for _ in module.parameters())]
+    rest = [key for key in sorted(fresh) if key.split(".")[0] not in head]
+    poolers = {key[: key.index("pooler") + len("pooler")] for key in rest if "pooler" in key}
+    lost = [key for key in rest if "pooler" not in key]
+    if lost:
+        raise ValueError(
+            f"model.model_name_or_path: {name} lacks weights of {type(model).__name__}: {lost[0]} "
+            f"({len(lost)} in all)."
+        )
+    return [*head, *sorted(poolers)]
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silence transformers' table of weights that were not there, which the report tells too."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -28,19 +28,20 @@ class PredictionWriter:
 
     Args:
         folder: Where the files go; a finished test's files there are overwritten.
-        data: The data module: ``protocol``, ``judge``, ``score``, ``counts``.
+        data: The data module: ``protocol``, ``judge``, ``score``, ``write_answers``, ``counts``.
         weights: What is tested, to tell whether an interrupted test was the same.
         rank: Of this process.
     """
 
-    def __init__(self, folder: Path, data: Any, weights: str = "", rank: int = 0) -> None:
+    def __init__(self, folder: Path, data: Any, weights: str, rank: int = 0) -> None:
         self.folder, self.data, self.rank = folder, data, rank
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         self._files: dict[str, TextIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
         protocol = dataclasses.asdict(data.protocol)
-        # Of a file also its time: a checkpoint of the same name may be another one.
-        changed = Path(weights).stat().st_mtime if Path(weights).is_file() else None
+        # Also the time of the files: what has the same name may be other weights.
+        files = [p for p in (Path(weights), *Path(weights).glob("*")) if p.is_file()]
+        changed = max((p.stat().st_mtime for p in files), default=None)
         self._stamp = {"weights": weights, "changed": changed, **protocol, "counts": data.counts}
         for task in data.test_tasks:
             self._take_up(task)
@@ -51,7 +52,8 @@ class PredictionWriter:
     def _take_up(self, task: str) -> None:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.rank}"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
         if lines and _parsed(lines[0]) == json.loads(json.dumps(self._stamp)):
             rows = [row for row in map(_parsed, lines[1:]) if row is not None]
             self.rows[task] = {row["index"]: row for row in rows}
@@ -81,6 +83,10 @@ class PredictionWriter:
             output = texts if len(texts) > 1 else texts[0]
             prompt, expected = batch["prompt"][i], batch["expected"][i]
             rows.append({"index": index, "prompt": prompt, "output": output, "expected": expected})
+        self.add(task, rows)
+
+    def add(self, task: str, rows: list[Row]) -> None:
+        """Judge and write rows of a task, each with ``index``, ``output`` and ``expected``."""
         self.data.judge(task, rows)
         for row in rows:
             self.rows[task][row["index"]] = row
@@ -101,12 +107,17 @@ class PredictionWriter:
         for rows in _gathered(dict(self.rows)):
             for task, found in rows.items():
                 self.rows[task] |= found
+        predictions = {}
         for task in self.data.test_tasks:
-            ordered = [self.rows[task][index] for index in sorted(self.rows[task])]
+            ordered = predictions[task] = [
+                self.rows[task][index] for index in sorted(self.rows[task])
+            ]
             if self.rank == 0:
                 self._replace_parts(task, ordered)
             if score and ordered:
                 scores[task] = self.data.score(task, ordered)
+        if self.rank == 0:
+            self.data.write_answers(self.folder, predictions)
         return scores
 
     def _replace_parts(self, task: str, rows: list[Row]) -> None:
@@ -117,7 +128,7 @@ class PredictionWriter:
             part.unlink()
 
 
-def _parsed(line: str) -> Any:
+def _parsed(line: bytes) -> Any:
     """Read a line; None where a kill cut it off."""
     try:
         return json.loads(line)

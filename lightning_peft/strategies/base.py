@@ -243,7 +243,7 @@ class AdapterStrategy(Callback):
             model, self.target_modules, self.exclude_modules, self.modules_to_save
         )
         saved = self._saved_modules(model)
-        self.base_fingerprint = fingerprint(model)
+        self.base_fingerprint = fingerprint(model, without=saved)
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
         for layer in replace_linears(model, names, self.layer).values():

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor
 
 from lightning_peft.datamodules import Example, Protocol, TextDataModule
+from lightning_peft.datamodules.batches import EncodedDataset
+from lightning_peft.datamodules.tokenized import TokenizedDataModule
 
 RECORDS = 23
+HALVES = ([0, 1, 2], [3, 4, 5])
 
 
 class Capitals(TextDataModule):
@@ -235,7 +240,133 @@ def test_setup_works_once(make: Any) -> None:
         "val": 2,
         "test": {"c": 5},
         "cut": {"train": 0, "val": 0, "test": 0},
+        "left_out": {"train": 0, "val": 0},
     }
+
+
+class Longer(Capitals):
+    """Every third response is over a limit of 40, and so are the prompts of every other test."""
+
+    def train_examples(self) -> Sequence[Example]:
+        return [
+            self.example("land " * (i % 2 * 9), f"{i:02d}" + "?" * (i % 3 == 0) * 40, "c", i)
+            for i in range(10)
+        ]
+
+    def val_examples(self) -> Sequence[Example]:
+        return [self.example(f"land {i}", "city", "c", i) for i in range(3)]
+
+
+def test_records_whose_response_is_over_the_limit_are_left_out(
+    make_tokenizer: Any, tmp_path: Path
+) -> None:
+    data = Longer(
+        tokenizer=make_tokenizer(), max_length=40, batch_size=2, cache_dir=str(tmp_path / "cache")
+    )
+    with pytest.warns(UserWarning, match="records|prompts") as warned:
+        data.setup("fit")
+    assert [str(w.message) for w in warned] == [
+        "4 of 10 train records have a response over the limit of 40 tokens and were left out; "
+        "data.max_length raises it.",
+        "3 of 6 train prompts were longer than the limit of 40 tokens and were cut from the left; "
+        "data.max_length raises it.",
+    ]
+    assert data.counts == {
+        "left_out": {"train": 4, "val": 0},
+        "train": 6,
+        "cut": {"train": 3, "val": 0},
+        "val": 3,
+    }
+    seen = []
+    for batch in data.train_dataloader():
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            assert len(ids) <= 40
+            target = labels[labels != -100]
+            seen.append("".join(chr(i - 3) for i in target[:-1]))
+            assert target[-1] == 2
+    assert sorted(seen) == ["01", "02", "04", "05", "07", "08"]
+
+
+def test_what_is_left_out_counts_after_the_limit_of_records(
+    make_tokenizer: Any, tmp_path: Path
+) -> None:
+    data = Longer(
+        tokenizer=make_tokenizer(), max_length=40, train_limit=6, cache_dir=str(tmp_path / "cache")
+    )
+    with pytest.warns(UserWarning, match="left out|cut"):
+        data.setup("fit")
+    left_out = data.counts["left_out"]["train"]
+    assert 0 < left_out < 6
+    assert data.counts["train"] == 6 - left_out
+
+
+@pytest.mark.parametrize(("max_length", "split", "total"), [(2, "train", 10), (4, "val", 3)])
+def test_a_limit_that_leaves_no_record_is_refused(
+    max_length: int, split: str, total: int, make_tokenizer: Any, tmp_path: Path
+) -> None:
+    data = Longer(
+        tokenizer=make_tokenizer(), max_length=max_length, cache_dir=str(tmp_path / "cache")
+    )
+    sentence = (
+        rf"^all {total} {split} records have a response over the limit of {max_length} tokens; "
+        r"raise data\.max_length\.$"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=sentence):
+            data.setup("fit")
+
+
+def test_answers_are_judged_by_what_is_found_in_them(make: Any) -> None:
+    class Lower(Capitals):
+        def correct(self, extracted: str, expected: Any, task: str) -> bool:
+            return extracted.lower() == expected.lower()
+
+    rows = [
+        {"index": 0, "prompt": "p", "output": " Rome ", "expected": "rome"},
+        {"index": 1, "prompt": "p", "output": "Rome!", "expected": "Rome"},
+        {"index": 2, "prompt": "p", "output": "  ", "expected": ""},
+    ]
+    data = Lower()
+    data.judge("c", rows)
+    assert [(row["extracted"], row["correct"]) for row in rows] == [
+        ("Rome", True),
+        ("Rome!", False),
+        (None, False),
+    ]
+    assert data.score("c", rows) == {"accuracy": 1 / 3}
+    assert data.decoding("c") is data.protocol
+    assert data.follow_up({}, []) is None
+
+
+def test_a_kind_of_data_may_bring_its_own_sets(tokenizer: Any, tmp_path: Path) -> None:
+    """Loaders and resume are the same for whatever offers lengths, targets and batches."""
+
+    class Counting(TokenizedDataModule):
+        def use_tokenizer(self, tokenizer: Any) -> None:
+            self.taken = tokenizer
+
+        def training_sets(self) -> Any:
+            table = Dataset.from_dict(
+                {"tokens": [[5] * (i + 2) for i in range(6)], "prompt_length": [1] * 6}
+                | {"earlier": [[]] * 6, "cut": [0] * 6}
+            )
+            sets = [EncodedDataset(table.select(rows), ["t"] * 3, 0, "all") for rows in HALVES]
+            return sets[0], sets[1]
+
+    data = Counting(None, tokenizer=tokenizer, batch_size=2, group_by_length=False)
+    data.setup("fit")
+    assert data.taken is tokenizer
+    batches = list(data.train_dataloader())
+    lengths = sorted(n for batch in batches for n in batch["attention_mask"].sum(1).tolist())
+    assert lengths == [2, 3, 4]
+    assert [int(b["num_target_tokens"]) for b in batches] == [
+        int(b["attention_mask"][:, 1:].sum()) for b in batches
+    ]
+    loader: Any = data.val_dataloader()
+    assert [batch["attention_mask"].sum(1).tolist() for batch in loader] == [[7, 6], [5]]
+    with pytest.raises(NotImplementedError):
+        data.setup("test")
 
 
 def test_loaders_before_setup_say_what_is_missing(make: Any) -> None:

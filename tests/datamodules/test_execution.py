@@ -452,7 +452,7 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_be_put_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path(sys.prefix) / "home"))
-    with pytest.raises(RuntimeError, match="the home folder .* is in it"):
+    with pytest.raises(ValueError, match="the home folder .* is in it"):
         run_program("pass", SHORT)
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -461,10 +461,10 @@ def test_what_cannot_be_put_up_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     child.write_text(text.replace('"x86_64": (', '"vax": (').replace('"aarch64": (', '"pdp": ('))
     monkeypatch.setattr(execution, "CHILD", child)
     if sys.platform == "linux":
-        with pytest.raises(RuntimeError, match="its call numbers are known for vax and pdp, not"):
+        with pytest.raises(ValueError, match="its call numbers are known for vax and pdp, not"):
             run_program("pass", SHORT)
     child.write_text("raise SystemExit('no such thing')")
-    with pytest.raises(RuntimeError, match="on this machine: no such thing"):
+    with pytest.raises(ValueError, match="on this machine: no such thing"):
         run_program("pass", SHORT)
 
 

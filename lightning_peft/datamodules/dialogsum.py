@@ -1,0 +1,63 @@
+"""DialogSum: summaries of dialogues (https://aclanthology.org/2021.findings-acl.449).
+
+Files of https://github.com/cylnlp/dialogsum, ``dialogsum.{train,dev,test}.jsonl``: ``dialogue`` and
+``summary``, or in the test file ``summary1`` to ``summary3``. The hub's `knkarthick/dialogsum` has
+``dialogue`` and ``summary`` throughout, so that a dialogue of its test set stands in three rows;
+rows of the same dialogue are one record here.
+
+Protocol ``dialogsum-ours`` (LoRA-drop evaluates on DialogSum without saying how it asks), greedy::
+
+    Summarize the dialogue.
+
+    {dialogue}
+
+    Summary:
+    {summary}
+
+Loss is on the summary and its EOS, 1024 tokens in all, at most 128 of them generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_peft.datamodules.protocols import Protocol
+from lightning_peft.datamodules.records import Source
+from lightning_peft.datamodules.references import ReferencesDataModule
+
+HUB = "knkarthick/dialogsum"
+
+
+class DialogSumDataModule(ReferencesDataModule):
+    """Summaries on DialogSum, scored by BLEU and ROUGE-L.
+
+    Args:
+        **kwargs: The arguments of `ReferencesDataModule`.
+    """
+
+    task = "dialogsum"
+    wanted = "'dialogue'"
+    splits = {
+        "train": Source(("*train*.jsonl", "train*.csv"), HUB, "train"),
+        "dev": Source(("*dev*.jsonl", "validation*.csv"), HUB, "validation"),
+        # Beside it the repository has a hidden test set, without summaries.
+        "test": Source(("dialogsum.test.jsonl", "test*.jsonl", "test*.csv"), HUB, "test"),
+    }
+    protocols = {
+        "dialogsum-ours": Protocol(
+            "dialogsum-ours",
+            "Summarize the dialogue.\n\n{instruction}\n\nSummary:\n",
+            loss_on="response",
+            max_length=1024,
+            max_new_tokens=128,
+        )
+    }
+
+    def source_of(self, record: Mapping[str, Any]) -> str | None:
+        """Return the dialogue."""
+        return record.get("dialogue")
+
+    def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
+        """Return the summary, or summaries."""
+        return [record.get(f"summary{i}") for i in ("", 1, 2, 3)]

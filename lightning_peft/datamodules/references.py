@@ -1,0 +1,149 @@
+"""What E2E, DART and DialogSum share: a source, several references, BLEU and ROUGE-L.
+
+Each pair of a source and a reference is a training record; each source is one test record with all
+of its references. Scores are those of `text_metrics`: corpus BLEU (0 to 100) and the mean ROUGE-L
+(0 to 1, the best reference of each record).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from lightning_peft.datamodules.arguments import known
+from lightning_peft.datamodules.base import TextDataModule
+from lightning_peft.datamodules.examples import Example
+from lightning_peft.datamodules.records import Records, Source
+from lightning_peft.datamodules.samplers import fixed_sample
+from lightning_peft.datamodules.text_metrics import bleu, rouge_l
+
+
+@dataclass(frozen=True)
+class Referenced:
+    """A source and what was written of it."""
+
+    source: str
+    references: tuple[str, ...]
+
+
+class ReferencesDataModule(TextDataModule):
+    """Texts that are written from a source and compared with references.
+
+    A benchmark says its ``task``, the ``splits`` (``train``, ``dev``, ``test``), and what a record
+    holds (``source_of``, ``references_of``).
+
+    Args:
+        data_dir: Folder of the published files; None takes the hub's data.
+        protocol: Its only one when None.
+        train_split: ``train``, or ``dev`` where only that is at hand.
+        test_split: ``test``, or ``dev``. Where both are ``dev``, the ``val_size`` sources that
+            training leaves out are tested.
+        **kwargs: The arguments of `TextDataModule`. ``val_size`` counts sources here, all of whose
+            references are left out; where training is on ``train`` and there is a dev file or the
+            hub's, that is validated instead.
+    """
+
+    task: ClassVar[str]
+    splits: ClassVar[Mapping[str, Source]]
+    wanted: ClassVar[str]
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        protocol: str | None = None,
+        train_split: Literal["train", "dev"] = "train",
+        test_split: Literal["test", "dev"] = "test",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_dir, protocol or next(iter(self.protocols)), **kwargs)
+        self.train_split = known("train_split", train_split, ("train", "dev"))
+        self.test_split = known("test_split", test_split, ("test", "dev"))
+
+    def source_of(self, record: Mapping[str, Any]) -> str | None:
+        """Return what a text is to be written of; None where the record does not hold it."""
+        raise NotImplementedError
+
+    def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
+        """Return a record's references; others of the same source may stand in other records."""
+        raise NotImplementedError
+
+    def train_examples(self) -> list[Example]:
+        """Return every pair of a source and one of its references."""
+        records = self._read(self.train_split)
+        held_out = set() if self._has_dev else set(self._held_out(records))
+        return self._pairs([r for i, r in enumerate(records) if i not in held_out])
+
+    def val_examples(self) -> list[Example]:
+        """Return the pairs of the dev split, or those of the sources that are held out."""
+        if self._has_dev:
+            return self._pairs(self._read("dev"))
+        records = self._read(self.train_split)
+        return self._pairs([records[i] for i in self._held_out(records)])
+
+    def test_examples(self) -> Mapping[str, Sequence[Example]]:
+        """Return every source with all of its references."""
+        records = self._read(self.test_split)
+        rows: Sequence[int] = range(len(records))
+        if self.train_split == self.test_split:
+            rows = self._held_out(records)
+            if not rows:
+                raise ValueError(
+                    "data.val_size is 0 and training takes the whole dev split, so nothing is left "
+                    "to test on; raise it, or set data.test_split: test."
+                )
+        return {self.task: [self._asked(records[i], i, "") for i in rows]}
+
+    def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Write each output's own ROUGE-L into its line."""
+        for row in rows:
+            row["rougeL"] = rouge_l(row["output"], row["expected"])
+
+    def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return corpus BLEU and the mean ROUGE-L."""
+        corpus = bleu([row["output"] for row in rows], [row["expected"] for row in rows])
+        return {"bleu": corpus, "rougeL": sum(row["rougeL"] for row in rows) / len(rows)}
+
+    @property
+    def _has_dev(self) -> bool:
+        there = self.data_dir is None or self.splits["dev"].there(self.data_dir)
+        return self.train_split == "train" and bool(there)
+
+    def _held_out(self, records: Sequence[Referenced]) -> Sequence[int]:
+        if self.val_size >= len(records):
+            raise ValueError(
+                f"data.val_size is {self.val_size}, which leaves nothing of the {len(records)} "
+                f"{self.task} sources in the {self.train_split} split; lower it."
+            )
+        return fixed_sample(len(records), self.val_size)
+
+    def _pairs(self, records: Sequence[Referenced]) -> list[Example]:
+        pairs = [(r, text) for r in records for text in r.references]
+        return [self._asked(r, index, text) for index, (r, text) in enumerate(pairs)]
+
+    def _asked(self, record: Referenced, index: int, response: str) -> Example:
+        return self.example(record.source, response, self.task, index, list(record.references))
+
+    def _read(self, split: str) -> list[Referenced]:
+        """Read a split, the references of a source together, in the order of its first record."""
+        source = self.splits[split]
+        dev = self.splits["dev"].there(self.data_dir)
+        if split == "train" and dev and not source.there(self.data_dir):
+            raise ValueError(
+                f"data.data_dir {self.data_dir!r} holds no {' or '.join(source.files)} to train "
+                f"on; data.train_split: dev takes {dev[0].name}, which is there."
+            )
+        records: Records = source.read(self.data_dir, self.cache_dir)
+        place = ", ".join(map(str, source.there(self.data_dir))) or f"{source.hub} ({split})"
+        found: dict[str, list[str]] = {}
+        for number, record in enumerate(records, start=1):
+            text, references = self.source_of(record), self.references_of(record)
+            kept = [reference for reference in references if reference]
+            if not text or not kept:
+                fields = ", ".join(key for key, value in record.items() if value is not None)
+                raise ValueError(
+                    f"Record {number} of {place} has no {self.wanted if not text else 'reference'}"
+                    f", only {fields}."
+                )
+            found.setdefault(text, []).extend(kept)
+        return [Referenced(text, tuple(references)) for text, references in found.items()]
