@@ -137,7 +137,7 @@ def fit(bases: dict[str, Path], glue: Path, tmp_path: Path) -> Callable[..., Any
 
 
 def make_data(glue: Path, task: str, tmp_path: Path, **kwargs: Any) -> GlueDataModule:
-    options = {"batch_size": 4, "eval_batch_size": 5, "max_length": 120} | kwargs
+    options = {"batch_size": 4, "eval_batch_size": 5, "max_length": 120, "seed": 0} | kwargs
     return GlueDataModule(task, str(glue), cache_dir=str(tmp_path / "cache"), **options)
 
 
