@@ -2,7 +2,7 @@
 
 from lightning_peft.datamodules.arithmetic import ArithmeticDataModule
 from lightning_peft.datamodules.base import TextDataModule
-from lightning_peft.datamodules.code import CodeDataModule
+from lightning_peft.datamodules.code_tasks import CodeDataModule
 from lightning_peft.datamodules.commonsense import CommonsenseDataModule
 from lightning_peft.datamodules.conversation import ConversationDataModule
 from lightning_peft.datamodules.dart import DartDataModule
@@ -12,7 +12,7 @@ from lightning_peft.datamodules.examples import Example
 from lightning_peft.datamodules.glue import GlueDataModule
 from lightning_peft.datamodules.instruction import InstructionDataModule
 from lightning_peft.datamodules.labelled import LabelledDataModule
-from lightning_peft.datamodules.math import MathDataModule
+from lightning_peft.datamodules.math_tasks import MathDataModule
 from lightning_peft.datamodules.pairs import Labelled
 from lightning_peft.datamodules.protocols import Protocol
 

@@ -52,7 +52,7 @@ class GlueDataModule(LabelledDataModule):
         described = TASKS[self.task]
         self.label_names = described.labels
         self.metric_names = described.metrics
-        self.pair_names = described.names
+        self.pair_names = described.names if described.fields[1:] else None
         self.dev = dict(described.dev or ((self.task, DEV),))
         self.test_tasks = list(self.dev)
         self._said = False

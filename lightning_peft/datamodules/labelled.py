@@ -40,6 +40,7 @@ class LabelledDataModule(TokenizedDataModule):
     Attributes:
         label_names: Names of the classes in the order of their indices; None for scores.
         metric_names: Of predictions (see `make_metrics`); the one to select by first.
+        pair_names: What our template calls the two texts of a pair; None for single texts.
         protocol: The `PairProtocol` in force; there from ``setup`` on.
         val_sets: After ``setup``: names of the sets that are validated on together; a validation
             batch's ``set`` (n,) holds their numbers.
@@ -47,7 +48,7 @@ class LabelledDataModule(TokenizedDataModule):
 
     label_names: tuple[str, ...] | None = None
     metric_names: tuple[str, ...] = ("accuracy",)
-    pair_names: tuple[str, str] = ("Text 1", "Text 2")
+    pair_names: tuple[str, str] | None = None
     protocol_name = "pairs"
 
     def __init__(self, data_dir: str | None, max_length: int = 512, **kwargs: Any) -> None:
@@ -148,8 +149,9 @@ class LabelledDataModule(TokenizedDataModule):
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the tokenizer, before any set is made."""
-        encoder = self._encoder = PairEncoder(tokenizer, self.max_length, self.pair_names)
+        names = self.pair_names or ("Text 1", "Text 2")
+        encoder = self._encoder = PairEncoder(tokenizer, self.max_length, names)
         name, template = self.protocol_name, None
         if not encoder.pairs:
-            name, template = f"{name}-ours", encoder.template
+            name, template = f"{name}-ours", encoder.template if self.pair_names else "{first}"
         self.protocol = PairProtocol(name, template, encoder.max_length)

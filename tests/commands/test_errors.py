@@ -135,7 +135,7 @@ def test_argument(fail: Fail, tmp_path: Path, words: list[Any], sentence: str) -
             "model.adapter.pp is no argument of DropLoRA; did you",
         ),
         (
-            "max_steps: 400",
+            "max_steps: 600",
             "max_stepz: 400",
             "trainer.max_stepz is unknown; did you mean trainer.max",
         ),

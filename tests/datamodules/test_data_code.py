@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_peft.datamodules import code as code_data
+from lightning_peft.datamodules import code_tasks as code_data
 from lightning_peft.datamodules import execution
-from lightning_peft.datamodules.code import CodeDataModule
+from lightning_peft.datamodules.code_tasks import CodeDataModule
 from lightning_peft.datamodules.programs import MBPP_IDS, humaneval_program, mbpp_program
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"

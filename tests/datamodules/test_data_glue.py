@@ -201,6 +201,10 @@ def test_single_texts_and_pairs_have_the_tokenizers_own_form(
     assert (data.protocol.name, data.protocol.template) == ("glue", None)
     single = next(iter(build("cola", tokenizer=tokenizer).train_dataloader()))
     assert single["input_ids"][0].tolist() == [1, *byte_ids("Our friends won't buy it."), 2]
+    alone = build("cola")
+    row = next(iter(alone.train_dataloader()))["input_ids"][0].tolist()
+    assert row == byte_ids("Our friends won't buy it.")
+    assert (alone.protocol.name, alone.protocol.template) == ("glue-ours", "{first}")
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lightning_peft.datamodules import math as math_data
-from lightning_peft.datamodules.math import MathDataModule
+from lightning_peft.datamodules import math_tasks as math_data
+from lightning_peft.datamodules.math_tasks import MathDataModule
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 BELOW = (
