@@ -133,8 +133,8 @@ class AttachReport:
     Attributes:
         strategy: The strategy's class name.
         matched: How many layers each pattern matched.
-        parameters: Adapter parameters of each module kind (last part of the name), shared ones
-            once.
+        parameters: Trained values of the adapters of each module kind (last part of the name),
+            shared ones once.
         trainable: All parameters that train, saved modules included.
         total: All parameters of the model, adapters included.
         dtypes: Dtype of the base's and of the adapters' parameters.
@@ -157,10 +157,16 @@ class AttachReport:
         lines += [f"  {pattern}: {count} layers" for pattern, count in self.matched.items()]
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.parameters.items())
         if self.in_full:
-            modules = ", ".join(f"{name} {count:,}" for name, count in self.in_full.items())
-            lines.append(f"  trained in full and saved with the adapter: {modules}")
+            in_full: Counter[str] = Counter()
+            for name, count in self.in_full.items():
+                in_full[kind_of(name) or "the whole model"] += count
+            modules = ", ".join(f"{name} {count:,}" for name, count in in_full.items())
+            saved = " and saved with the adapter" if self.parameters else ""
+            lines.append(f"  trained in full{saved}: {modules}")
         dtypes = ", ".join(f"{part} {dtype}" for part, dtype in self.dtypes.items())
-        return "\n".join([*lines, f"  parameters by kind: {kinds}", f"  dtypes: {dtypes}"])
+        if kinds:
+            lines.append(f"  parameters by kind: {kinds}")
+        return "\n".join([*lines, f"  dtypes: {dtypes}"])
 
 
 def kind_of(name: str) -> str:
@@ -180,12 +186,11 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         The report.
     """
     adapters: Counter[str] = Counter()
-    seen: set[int] = set()
-    for name, layer in adapter_layers(model).items():
-        for parameter in own_parameters(layer):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                adapters[kind_of(name)] += parameter.numel()
+    for name, count in trained_values(model).values():
+        adapters[kind_of(name)] += count
+    layers = adapter_layers(model).values()
+    seen = {id(p) for layer in layers for p in own_parameters(layer)}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in seen)
     base = Counter(
         str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen
     )
@@ -194,7 +199,7 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         strategy=strategy,
         matched=matched,
         parameters=dict(adapters),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trainable=trained + sum(adapters.values()),
         total=sum(p.numel() for p in model.parameters()),
         dtypes={"base": "/".join(base) or "none", "adapters": "/".join(own) or "none"},
         in_full={
@@ -223,22 +228,35 @@ def own_parameters(layer: LoRALinear) -> Iterator[nn.Parameter]:
     return (p for p in layer.parameters() if id(p) not in base)
 
 
+def trained_values(model: nn.Module) -> dict[int, tuple[str, int]]:
+    """By parameter id, the first layer that holds it and how many of its values train."""
+    found: dict[int, tuple[str, int]] = {}
+    for name, layer in adapter_layers(model).items():
+        for parameter in own_parameters(layer):
+            if parameter.requires_grad and id(parameter) not in found:
+                found[id(parameter)] = (name, layer.trained_values(parameter))
+    return found
+
+
 def replace_linears(
-    model: nn.Module, names: Sequence[str], layer: Callable[[nn.Module], LoRALinear]
+    model: nn.Module, names: Sequence[str], layer: Callable[[nn.Module], nn.Module]
 ) -> dict[str, LoRALinear]:
     """Put an adapted layer in the place of each named linear.
 
     Args:
         model: The model, changed in place.
         names: Full names of linears.
-        layer: Makes the adapted layer over a linear.
+        layer: Makes what stands in the place of a linear: an adapted layer over it, or the linear
+            itself.
 
     Returns:
-        The new layers by name.
+        The new adapted layers by name.
     """
-    made = {}
+    replaced = {}
     for name in names:
-        made[name] = layer(model.get_submodule(name))
-        made[name].train(model.training)
-        model.set_submodule(name, made[name])
-    return made
+        base = model.get_submodule(name)
+        made = layer(base)
+        if isinstance(made, LoRALinear):
+            replaced[name] = made
+            model.set_submodule(name, made.train(model.training))
+    return replaced

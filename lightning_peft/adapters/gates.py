@@ -18,6 +18,28 @@ import torch
 from torch import Tensor, nn
 
 
+class RankScale(nn.Module):
+    """A trained value for each component, in training and eval.
+
+    Args:
+        r: Rank.
+        start: Value of all components before training.
+    """
+
+    def __init__(self, r: int, start: float) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.full((r,), start))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Scale rank activations, (..., r) to (..., r)."""
+        return z * self.values.to(z.dtype)
+
+
+def chain(first: nn.Module, then: nn.Module | None) -> nn.Module:
+    """One gate after another; the first alone where there is no other."""
+    return first if then is None else nn.Sequential(first, then)
+
+
 def gate_diagonal(gate: nn.Module, r: int) -> Tensor:
     """The fixed diagonal that a gate is in eval.
 

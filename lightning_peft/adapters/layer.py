@@ -8,6 +8,7 @@ gate or in which components (row ``A_j``, column ``B_j``) exist; the layer itsel
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -140,16 +141,39 @@ class LoRALinear(nn.Module):
         z = z.reshape(len(rows), self.rank)
         return torch.addmm(rows, z, self.active_B.T, alpha=self.scaling).view(y.shape)
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The change in eval form as two matrices, scaling and gate folded into the left one.
+    def change(self) -> tuple[Tensor, Tensor]:
+        """What eval adds to the base as it stands, with scaling and gate folded into the left.
 
         Returns:
-            ``left`` (d_out, rank) and ``right`` (rank, d_in) with ``ΔW = left @ right``, detached.
+            ``left`` (d_out, rank) and ``right`` (rank, d_in), detached: eval computes
+            ``(W + left @ right) x``.
         """
         left = self.active_B.detach() * self.scaling
         if self.gate is not None:
             left = left * gate_diagonal(self.gate, self.rank).to(left)
         return left, self.active_A.detach()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The change against the *original* weight as two matrices, in eval form.
+
+        They differ from :meth:`change` only where a method has changed the base.
+
+        Returns:
+            ``left`` (d_out, k) and ``right`` (k, d_in) with ``ΔW = left @ right``, detached.
+        """
+        return self.change()
+
+    def merged_weight(self, base_weight: Tensor) -> Tensor:
+        """The one weight that does in eval what base and adapter do together.
+
+        Args:
+            base_weight: The base's weight as it stands, dense, (d_out, d_in).
+
+        Returns:
+            (d_out, d_in), float32 at least.
+        """
+        left, right = self.change()
+        return base_weight + left @ right
 
     def delta_weight(self) -> Tensor:
         """ΔW against the original weight, in eval form, (d_out, d_in)."""
@@ -175,6 +199,27 @@ class LoRALinear(nn.Module):
     def components(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters that hold a slice for each component, with the dimension of that slice."""
         return [(self.lora_A, 0), (self.lora_B, 1)]
+
+    def trained_values(self, parameter: nn.Parameter) -> int:
+        """How many values of one of this layer's parameters train; fewer where a mask is fixed."""
+        return parameter.numel()
+
+    # How PEFT writes it: LoRA, unless a subclass says otherwise.
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """The tensors that PEFT stores for this layer, by what follows the layer's name."""
+        left, right = self.factors()
+        return {"lora_A.weight": right, "lora_B.weight": left / self.scaling}
+
+    @staticmethod
+    def peft_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
+        """What PEFT's configuration says of these layers, by full name, beyond plain LoRA."""
+        return {}
+
+    @staticmethod
+    def peft_shared(layers: Mapping[str, LoRALinear]) -> dict[str, Tensor]:
+        """What PEFT stores once for all these layers, by what follows ``base_model.``."""
+        return {}
 
     def extra_repr(self) -> str:
         """What ``print(model)`` tells beside the submodules."""

@@ -6,35 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.dense import dense_weight, is_quantized
+from lightning_peft.adapters.layer import LoRALinear
 
 
-def is_quantized(linear: nn.Module) -> bool:
-    """Whether a linear stores its weight in another form than (d_out, d_in) floats."""
-    weight: Tensor = linear.weight  # type: ignore[assignment]
-    return not weight.is_floating_point() or weight.shape != (
-        linear.out_features,
-        linear.in_features,
-    )
-
-
-@torch.no_grad()
-def dense_weight(linear: nn.Module) -> Tensor:
-    """The weight of any linear as a plain matrix, (d_out, d_in), float32 at least.
-
-    A quantized weight is read by sending the identity through the layer, which needs no knowledge
-    of its format.
-    """
-    weight: Tensor = linear.weight  # type: ignore[assignment]
-    if not is_quantized(linear):
-        return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    eye = torch.eye(int(linear.in_features), device=weight.device)  # type: ignore[arg-type]
-    bias: Tensor | None = linear.bias  # type: ignore[assignment]
-    out = linear(eye).float()
-    return (out if bias is None else out - bias.float()).T.contiguous()
-
-
-def _merged(base: nn.Module, delta: Tensor) -> nn.Module:
-    weight = dense_weight(base) + delta.to(torch.float32 if is_quantized(base) else delta.dtype)
+def _merged(layer: LoRALinear) -> nn.Module:
+    base = layer.base
+    weight = layer.merged_weight(dense_weight(base))
     if not is_quantized(base):
         base.weight.data = weight.to(base.weight.dtype)  # type: ignore[union-attr,arg-type]
         return base
@@ -83,5 +61,5 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
                 "untie them, or leave it out of target_modules."
             )
     for name, layer in layers.items():
-        model.set_submodule(name, _merged(layer.base, layer.delta_weight()))
+        model.set_submodule(name, _merged(layer))
     return model

@@ -1,6 +1,7 @@
-"""PEFT's LoRA format, written and read.
+"""PEFT's format, written for every kind of layer and read where it is plain LoRA.
 
-The factors are written in eval form, gate folded into B. Layers that lost all components are left
+The factors are written in eval form, gate folded into B; a layer whose change is no plain LoRA says
+itself what PEFT stores for it (:meth:`LoRALinear.peft_tensors`). Layers that lost all components are left
 out (PEFT knows no rank 0), and a Parameter that several layers share is written once for each.
 """
 
@@ -52,29 +53,45 @@ def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
     return names
 
 
-def _config(model: nn.Module, layers: Mapping[str, LoRALinear], saved: list[str]) -> dict[str, Any]:
-    ranks = {name: layer.rank for name, layer in layers.items()}
+def _lora_config(
+    layers: Mapping[str, LoRALinear], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Any]:
+    ranks = {name: tensors[name]["lora_A.weight"].shape[0] for name in layers}
     # alpha / rank is what PEFT multiplies by; ours keeps the scaling it had at the initial rank.
-    alphas = {name: _number(layer.scaling * layer.rank) for name, layer in layers.items()}
+    alphas = {name: _number(layer.scaling * ranks[name]) for name, layer in layers.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas[n] for n, k in ranks.items() if k == r).most_common(1)[0][0]
-    # Which of its model classes PEFT wraps the base in; one that classifies brings its head along.
-    task = next((t for end, t in _TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
     return {
-        "peft_type": "LORA",
-        "task_type": task,
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
-        "inference_mode": True,
         "r": r,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "use_rslora": False,
-        "target_modules": _target_modules(model, list(layers)),
         "rank_pattern": {_exactly(n): k for n, k in ranks.items() if k != r},
         "alpha_pattern": {_exactly(n): a for n, a in alphas.items() if a != alpha},
+    }
+
+
+def _config(
+    model: nn.Module,
+    layers: Mapping[str, LoRALinear],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    saved: list[str],
+) -> dict[str, Any]:
+    # Which of its model classes PEFT wraps the base in; one that classifies brings its head along.
+    task = next((t for end, t in _TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
+    own = next(iter(layers.values())).peft_config(layers)
+    kind = own.get("peft_type", "LORA")
+    return {
+        "peft_type": kind,
+        "task_type": task,
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": _target_modules(model, list(layers)),
         "modules_to_save": saved or None,
+        **(_lora_config(layers, tensors) if kind == "LORA" else {}),
+        **own,
     }
 
 
@@ -89,16 +106,21 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: If the model has no adapters, or every one of them has rank 0.
+        ValueError: If the model has no adapters, or every one of them has rank 0, or they are of
+            kinds that PEFT cannot hold in one adapter.
     """
     layers = {name: layer for name, layer in adapter_layers(model).items() if layer.rank > 0}
     if not layers:
         raise ValueError("the model has no adapter of rank 1 or more, so there is nothing to save.")
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        left, right = layer.factors()
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = right
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = left / layer.scaling
+    kinds = {type(layer) for layer in layers.values()}
+    if len(kinds) > 1:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(f"PEFT's format holds layers of one kind, the model has {names}.")
+    own = {name: layer.peft_tensors() for name, layer in layers.items()}
+    shared = kinds.pop().peft_shared(layers)
+    tensors = {f"base_model.{key}": value for key, value in shared.items()}
+    for name, parts in own.items():
+        tensors |= {f"{PREFIX}{name}.{key}": value for key, value in parts.items()}
     saved = trained_modules(model)
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
@@ -111,7 +133,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     )
     # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm"
     # too.
-    config = _config(model, layers, sorted(saved))
+    config = _config(model, layers, own, sorted(saved))
     write_atomically(
         folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
     )

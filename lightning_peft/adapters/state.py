@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.adapters.attach import adapter_layers, own_parameters
+from lightning_peft.adapters.attach import adapter_layers, trained_values
 from lightning_peft.adapters.shrink import match_ranks
 
 
@@ -76,19 +76,21 @@ def fit_ranks(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -
 
 
 def trainable_parameters(model: nn.Module, include_saved: bool = False) -> int:
-    """How many parameters train, shared ones once.
+    """How many values train, shared ones once, and without those that a fixed mask holds at zero.
 
     Args:
         model: The adapted model.
-        include_saved: Whether modules that train beside the adapters (heads) count.
+        include_saved: Whether modules that train beside the adapters (heads) count. They always do
+            where a method trains the model's own weights and there are no adapters.
 
     Returns:
         The count.
     """
-    own = {id(p) for layer in adapter_layers(model).values() for p in own_parameters(layer)}
-    return sum(
-        p.numel() for p in model.parameters() if p.requires_grad and (include_saved or id(p) in own)
-    )
+    own = trained_values(model)
+    count = sum(values for _, values in own.values())
+    if include_saved or not adapter_layers(model):
+        count += sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+    return count
 
 
 @torch.no_grad()

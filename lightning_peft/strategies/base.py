@@ -19,6 +19,7 @@ from lightning_peft.adapters.attach import (
     adapter_layers,
     make_report,
     match_targets,
+    own_parameters,
     replace_linears,
 )
 from lightning_peft.adapters.layer import LoRALinear
@@ -143,8 +144,8 @@ class AdapterStrategy(Callback):
         """
         return self.rank_gate(r) if self.rank_gate is not None else None
 
-    def layer(self, base: nn.Module) -> LoRALinear:
-        """What stands in the place of a linear."""
+    def layer(self, base: nn.Module) -> nn.Module:
+        """What stands in the place of a linear: an adapted layer over it, or the linear itself."""
         return LoRALinear(
             base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
         )
@@ -218,11 +219,12 @@ class AdapterStrategy(Callback):
 
     # What all methods share.
 
-    def attach(self, model: nn.Module) -> AttachReport:
+    def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Freeze a model and put adapters beside its target linears.
 
         Args:
             model: Changed in place.
+            initialize: Whether to start the adapters; False where a saved state is loaded next.
 
         Returns:
             What was done, for printing.
@@ -246,7 +248,8 @@ class AdapterStrategy(Callback):
         self.base_fingerprint = fingerprint(model, without=saved)
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
-        for layer in replace_linears(model, names, self.layer).values():
+        layers = replace_linears(model, names, self.layer)
+        for layer in layers.values() if initialize else ():
             self.initialize(layer)
         for module in saved:
             module.requires_grad_(True)
@@ -307,7 +310,7 @@ class AdapterStrategy(Callback):
             _watch(self)
 
     def _stepped(self, optimizer: Optimizer) -> None:
-        own = {id(layer.lora_A) for layer in self._layers}
+        own = {id(p) for layer in self._layers for p in own_parameters(layer)}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return
         # Where several optimizers share the adapters, the step is over when the first steps again.
