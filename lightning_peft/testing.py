@@ -35,6 +35,7 @@ from lightning_peft.adapters import (
     save_peft,
     trainable_parameters,
 )
+from lightning_peft.adapters.peft_format import unreadable
 from lightning_peft.strategies import AdapterStrategy
 
 Make = Callable[[], AdapterStrategy]
@@ -145,7 +146,7 @@ def random_batch(seed: int, rows: int = 4, length: int = 10) -> Batch:
 class _Run:
     """A freshly attached strategy in a plain loop."""
 
-    def __init__(self, make: Make, seed: int = 1) -> None:
+    def __init__(self, make: Make, seed: int = 1, initialize: bool = True) -> None:
         self.strategy = make()
         self.name = type(self.strategy).__name__
         self.model = tiny_llama()
@@ -153,7 +154,7 @@ class _Run:
         self.optimizer: Optimizer
         self.saved: dict[int, bytes] = {}
         torch.manual_seed(seed)
-        self.strategy.attach(self.model)
+        self.strategy.attach(self.model, initialize)
         self.model.train()
 
     def prepare(self) -> None:
@@ -354,7 +355,7 @@ def _load(saved: bytes, run: _Run) -> dict[str, Any]:
 
 def _restored(make: Make, saved: bytes, seed: int = 3) -> _Run:
     """A fresh run that goes on from a checkpoint, in the order in which the trainer restores."""
-    run = _Run(make, seed)
+    run = _Run(make, seed, initialize=False)
     state = _load(saved, run)
     try:
         run.strategy.restructure(run.model, state["strategy"])
@@ -425,7 +426,8 @@ def _check_export(make: Make, trained: _Run) -> None:
 
 
 def _readers(folder: str) -> Iterator[tuple[str, nn.Module]]:
-    yield "load_peft", load_peft(tiny_llama(), folder)
+    if unreadable(folder) is None:
+        yield "load_peft", load_peft(tiny_llama(), folder)
     if importlib.util.find_spec("peft") is not None:
         from peft import PeftModel
 

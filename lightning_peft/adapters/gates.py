@@ -40,6 +40,12 @@ def chain(first: nn.Module, then: nn.Module | None) -> nn.Module:
     return first if then is None else nn.Sequential(first, then)
 
 
+def rank_scale(gate: nn.Module | None) -> RankScale:
+    """The trained scale in a gate that has one."""
+    assert gate is not None
+    return next(part for part in gate.modules() if isinstance(part, RankScale))
+
+
 def gate_diagonal(gate: nn.Module, r: int) -> Tensor:
     """The fixed diagonal that a gate is in eval.
 

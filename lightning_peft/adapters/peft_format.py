@@ -1,8 +1,9 @@
 """PEFT's format, written for every kind of layer and read where it is plain LoRA.
 
 The factors are written in eval form, gate folded into B; a layer whose change is no plain LoRA says
-itself what PEFT stores for it (:meth:`LoRALinear.peft_tensors`). Layers that lost all components are left
-out (PEFT knows no rank 0), and a Parameter that several layers share is written once for each.
+itself what PEFT stores for it (:meth:`LoRALinear.peft_tensors`). Layers that lost all components
+are left out (PEFT knows no rank 0), and a Parameter that several layers share is written once for
+each.
 """
 
 from __future__ import annotations
@@ -140,6 +141,20 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     return folder
 
 
+_PLAIN = {"peft_type": "LORA", "use_dora": False, "bias": "none", "lora_bias": False}
+
+
+def _not_plain(config: Mapping[str, Any]) -> str | None:
+    return next(
+        (k for k, plain in _PLAIN.items() if config.get(k, plain) not in (plain, None)), None
+    )
+
+
+def unreadable(folder: str | Path) -> str | None:
+    """The key of an adapter's configuration by which it is no plain LoRA; None where it is one."""
+    return _not_plain(json.loads((Path(folder) / CONFIG).read_text()))
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
@@ -152,12 +167,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged or cut off: {error}.") from error
-    unsupported = {"use_dora": False, "bias": "none", "lora_bias": False, "peft_type": "LORA"}
-    for key, plain in unsupported.items():
-        if config.get(key, plain) not in (plain, None):
-            raise ValueError(
-                f"{folder / CONFIG} has {key}: {config[key]!r}; only {plain!r} can be loaded."
-            )
+    if key := _not_plain(config):
+        raise ValueError(
+            f"{folder / CONFIG} has {key}: {config[key]!r}; only {_PLAIN[key]!r} can be loaded."
+        )
     start = str(config.get("init_lora_weights"))
     if start.startswith(("pissa", "olora", "corda", "loftq")):
         raise ValueError(

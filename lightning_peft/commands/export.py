@@ -43,6 +43,7 @@ def main(words: list[str]) -> None:
     checkpoint = read_checkpoint(path)
     config = Path(options.config) if options.config else folder_of(path) / "config.yaml"
     module: Any = _module(config)
+    module.loads_state = True
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)

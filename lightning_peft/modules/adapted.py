@@ -72,6 +72,7 @@ class AdaptedModule(LightningModule):
         self.model: Any = None
         self._random_state: dict[str, Any] | None = None
         self._adapted = self._prepared = False
+        self.loads_state = False
         self._window: dict[str, Any] = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
 
     # What a kind of model says.
@@ -108,6 +109,13 @@ class AdaptedModule(LightningModule):
             self._prepare_strategy()
         self._prepared = self._prepared or fitting
 
+    @property
+    def _resumes(self) -> bool:
+        """Whether a checkpoint's state is loaded next, so that nothing need be initialised."""
+        return self.loads_state or (
+            self._trainer is not None and self.trainer.ckpt_path is not None
+        )
+
     def _build(self) -> None:
         model = self.load_base()
         if self.gradient_checkpointing:
@@ -117,7 +125,7 @@ class AdaptedModule(LightningModule):
             load_peft(model, self.peft_path)
             self._adapted = True
         else:
-            rank_zero_info(str(self.adapter.attach(model)))
+            rank_zero_info(str(self.adapter.attach(model, initialize=not self._resumes)))
         self.model = model
 
     def _prepare_strategy(self) -> None:

@@ -60,6 +60,12 @@ def _optimizer_stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 _watched_hook: list[RemovableHandle] = []
 
 
+def _step_masks(model: nn.Module) -> list[Any]:
+    """The parts of gates that hold one draw over a whole optimizer step."""
+    gates = [layer.gate for layer in adapter_layers(model).values() if layer.gate is not None]
+    return [part for gate in gates for part in gate.modules() if hasattr(part, "new_step")]
+
+
 class AdapterStrategy(Callback):
     """How a frozen model is adapted, and how its adapters are pruned or shared while it trains.
 
@@ -183,9 +189,8 @@ class AdapterStrategy(Callback):
     @_noted
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the optimizer's step ``global_step`` (0-based); overriders call ``super()``."""
-        for layer in adapter_layers(model).values():
-            if hasattr(layer.gate, "new_step"):
-                layer.gate.new_step()  # type: ignore[union-attr,operator]
+        for mask in _step_masks(model):
+            mask.new_step()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """A term that is added to the loss."""
@@ -299,8 +304,7 @@ class AdapterStrategy(Callback):
             for name in ("before_step", "after_step")
             if getattr(own, name) is not getattr(AdapterStrategy, name)
         }
-        redrawn = any(hasattr(layer.gate, "new_step") for layer in adapter_layers(model).values())
-        return needed | {"after_step"} if redrawn else needed
+        return needed | {"after_step"} if _step_masks(model) else needed
 
     def _watch_optimizer(self, model: nn.Module) -> None:
         self._needed, self._steps = self._needed_calls(model), 0

@@ -87,10 +87,10 @@ class LoRADrop(AdapterStrategy):
         # removed.
         self.layout: Layout = {}
 
-    def attach(self, model: nn.Module) -> AttachReport:
+    def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach as every strategy does, under the layout of the file if one is given."""
         layout = _read_layout(Path(self.layout_file)) if self.layout_file else None
-        report = super().attach(model)
+        report = super().attach(model, initialize)
         if layout is None:
             return report
         self.apply(model, layout)

@@ -136,9 +136,9 @@ class PrunedLoRA(AdapterStrategy):
     def _watches_activations(self) -> bool:
         return self.criterion in ("wanda", "sparsegpt") or self.recovery == "activation"
 
-    def attach(self, model: nn.Module) -> AttachReport:
+    def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach, and watch activations where criterion or recovery need them."""
-        report = super().attach(model)
+        report = super().attach(model, initialize)
         if self._watches_activations:
             self._watch = observe_inputs(model, self._add_activations).__enter__()
         return report

@@ -1,0 +1,45 @@
+"""An adapted linear with trained scales: ``y = W x + s · v ⊙ B gate(A dropout(x))``.
+
+The form of methods that share A and B among layers and train vectors of each layer's own: a scale
+for each component (a :class:`RankScale` in the gate) and ``v``, one for each output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_peft.adapters.layer import LoRALinear
+
+
+class ScaledLinear(LoRALinear):
+    """LoRA whose output is scaled by a trained vector.
+
+    Args:
+        base: The linear to adapt.
+        start: Of all output scales.
+        lora: The arguments of :class:`LoRALinear`.
+    """
+
+    def __init__(self, base: nn.Module, *lora: Any, start: float = 1.0, **more: Any) -> None:
+        super().__init__(base, *lora, **more)
+        self.output_scale = nn.Parameter(
+            torch.full((self.out_features,), start).to(self.lora_B)  # (d_out,)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``W x + s · v ⊙ B gate(A dropout(x))``, (..., d_in) to (..., d_out)."""
+        y = self.base(x)
+        z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
+        if self.gate is not None:
+            z = self.gate(z)
+        change = F.linear(z * self.scaling, self.active_B) * self.output_scale
+        return y + change.to(y.dtype)
+
+    def change(self) -> tuple[Tensor, Tensor]:
+        """What eval adds to the base: ``left`` (d_out, rank) and ``right`` (rank, d_in)."""
+        left, right = super().change()
+        return left * self.output_scale.detach()[:, None], right

@@ -1,0 +1,194 @@
+"""AdaLoRA (Zhang et al. 2023, https://arxiv.org/abs/2303.10512): a budget of ranks over all layers.
+
+``ΔW = s P Λ Q`` (equation 3) with a penalty that keeps P and Q orthogonal (equation 4). After each
+step the importance of every component is updated (smoothed sensitivity × uncertainty of its
+values); every ``deltaT`` steps those outside the budget have their singular value set to zero, from
+where they may come back. When the budget is final, ``tfinal`` steps before the end, components
+outside it are removed for real; the authors' code, and PEFT's, keep them at zero. Nothing has to be
+called by the user.
+
+Deviations: the scaling is lora_alpha / r, where PEFT divides by r + 1e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.gates import RankScale, chain, rank_scale
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.pruning import sensitivity
+from lightning_peft.strategies.base import AdapterStrategy
+
+
+class AdaLoRA(AdapterStrategy):
+    """LoRA in the form of a singular value decomposition, under a falling budget of components.
+
+    Args:
+        r: Initial rank of every layer, 1.5 times the target in the paper.
+        target_r: Final rank, on average over the layers.
+        tinit: Optimizer steps before the budget begins to fall.
+        tfinal: Optimizer steps at the end, with the final ranks.
+        deltaT: Optimizer steps between two allocations.
+        beta1: Smoothing of the sensitivity, in (0, 1).
+        beta2: Smoothing of its uncertainty, in (0, 1).
+        orth_reg_weight: Weight of the penalty, averaged over the matrices.
+        total_step: Optimizer steps of the run; the trainer's when None.
+        lora: The arguments that all strategies share.
+
+    Raises:
+        ValueError: If a number lies outside its range.
+    """
+
+    def __init__(
+        self,
+        r: int = 12,
+        target_r: int = 8,
+        tinit: int = 0,
+        tfinal: int = 0,
+        deltaT: int = 1,  # noqa: N803 - PEFT's name
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        orth_reg_weight: float = 0.5,
+        total_step: int | None = None,
+        **lora: Any,
+    ) -> None:
+        super().__init__(r=r, **lora)
+        if not 1 <= target_r <= r:
+            raise ValueError(f"target_r must lie between 1 and r = {r}, got {target_r}.")
+        for key, count, least in (
+            ("tinit", tinit, 0),
+            ("tfinal", tfinal, 0),
+            ("deltaT", deltaT, 1),
+        ):
+            if count < least:
+                raise ValueError(f"{key} must be at least {least}, got {count}.")
+        for key, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 < beta < 1:
+                raise ValueError(f"{key} must lie in (0, 1), got {beta}.")
+        self.target_r, self.tinit, self.tfinal, self.deltaT = target_r, tinit, tfinal, deltaT
+        self.beta1, self.beta2, self.orth_reg_weight = beta1, beta2, orth_reg_weight
+        self.total_step = total_step
+        self._check_schedule()
+        # Smoothed sensitivity and uncertainty of each value, by layer and matrix.
+        self.averages: dict[str, dict[str, Tensor]] = {}
+
+    def _check_schedule(self) -> None:
+        if self.total_step is not None and self.tinit + self.tfinal >= self.total_step:
+            raise ValueError(
+                f"tinit + tfinal must be below total_step = {self.total_step}, so that the budget "
+                f"can fall between them, got {self.tinit} + {self.tfinal}."
+            )
+
+    def gate(self, r: int) -> nn.Module:
+        """The singular values Λ, before what every strategy may have there."""
+        return chain(RankScale(r, 0.0), super().gate(r))
+
+    def initialize(self, layer: LoRALinear) -> None:
+        """P and Q normal with standard deviation 0.02, Λ zero."""
+        if not layer.lora_A.is_meta:
+            nn.init.normal_(layer.lora_A, std=0.02)
+            nn.init.normal_(layer.lora_B, std=0.02)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the number of steps from the trainer."""
+        super().on_train_start(trainer, pl_module)
+        if self.total_step is None:
+            self.total_step = int(trainer.estimated_stepping_batches)
+            self._check_schedule()
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """Mean over all P and Q of ``‖PᵀP - I‖_F`` and ``‖QQᵀ - I‖_F``, weighted (equation 4)."""
+        norms = []
+        for layer in adapter_layers(model).values():
+            for gram in (layer.active_A @ layer.active_A.T, layer.active_B.T @ layer.active_B):
+                norms.append((gram - torch.eye(layer.rank).to(gram)).norm())
+        return self.orth_reg_weight * torch.stack(norms).mean() if norms else 0.0
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Update the importance, and allocate the budget if this step is due."""
+        super().after_step(model, optimizer, global_step)
+        if self.total_step is None:
+            raise ValueError(
+                "total_step: AdaLoRA's budget depends on the number of optimizer steps; give "
+                "total_step where there is no trainer to ask."
+            )
+        last = self.total_step - self.tfinal
+        final_step = min(last, self.total_step - 1)
+        layers = adapter_layers(model)
+        if global_step > final_step or not layers:
+            return
+        for name, layer in layers.items() if global_step < last else ():
+            self._update(name, layer)
+        final = global_step == final_step
+        if final or (global_step > self.tinit and global_step % self.deltaT == 0):
+            self._allocate(layers, optimizer, global_step, final)
+
+    def _update(self, name: str, layer: LoRALinear) -> None:
+        averages = self.averages.setdefault(name, {})
+        for key, parameter in _triplet(layer).items():
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            zero = torch.zeros_like(parameter)
+            average, uncertainty = (  # from a checkpoint they come on the CPU
+                averages.get(f"{key}.{kind}", zero).to(parameter.device)
+                for kind in ("average", "uncertainty")
+            )
+            found = sensitivity.smooth(
+                (parameter * grad).abs(), average, uncertainty, self.beta1, self.beta2
+            )
+            averages[f"{key}.average"], averages[f"{key}.uncertainty"] = found
+
+    def _allocate(
+        self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int, final: bool
+    ) -> None:
+        assert self.total_step is not None
+        scores = []
+        for name in layers:
+            parts = self.averages[name]
+            value, left, right = (
+                parts[f"{key}.average"] * parts[f"{key}.uncertainty"]
+                for key in ("values", "P", "Q")
+            )
+            scores.append(sensitivity.triplet_score(value, left, right))
+        budget = sensitivity.cubic_budget(
+            self.total_step if final else step,
+            self.r * len(layers),
+            self.target_r * len(layers),
+            self.tinit,
+            self.tfinal,
+            self.total_step,
+        )
+        kept = sensitivity.above_budget(scores, budget)
+        for (name, layer), keep in zip(layers.items(), kept, strict=True):
+            _values(layer).masked_fill_(~keep, 0.0)
+            if final:
+                if not keep.all():
+                    keep_components(layer, keep.nonzero()[:, 0], optimizer)
+                self.note(step, name, "allocated", layer.rank)
+        if final:
+            self.averages.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Decisions and the smoothed importance."""
+        averages = {name: dict(parts) for name, parts in self.averages.items()}
+        return {**super().state_dict(), "averages": averages}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.averages = {name: dict(parts) for name, parts in state_dict["averages"].items()}
+
+
+def _values(layer: LoRALinear) -> nn.Parameter:
+    return rank_scale(layer.gate).values
+
+
+def _triplet(layer: LoRALinear) -> dict[str, nn.Parameter]:
+    return {"values": _values(layer), "P": layer.lora_B, "Q": layer.lora_A}

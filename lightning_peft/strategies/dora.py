@@ -1,0 +1,118 @@
+"""DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353): direction by LoRA, magnitude apart.
+
+``W' = m ⊙ (W + s B A) / ‖W + s B A‖`` with the norm of each output row, equation 5; m starts at
+‖W‖, and the norm is detached from the gradient (section 4.3). With input dropout the base's share
+of the change is computed from the dropped input too, as in the authors' code and PEFT.
+
+The norm needs no dense product: ``‖W_i + L_i R‖² = ‖W_i‖² + 2 L_i · (R Wᵀ)_i + L_i (R Rᵀ) L_iᵀ``
+for the factors L (d_out, rank) and R (rank, d_in), and ``R Wᵀ`` is R sent through the base,
+quantized or not. It takes rank rows instead of two passes over a d_out × d_in matrix. A mask
+between A and B enters the norm as it is in eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_peft.adapters.dense import dense_weight
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.strategies.base import AdapterStrategy
+
+
+class DoRALinear(LoRALinear):
+    """A linear adapted by DoRA.
+
+    Args:
+        base: The linear to adapt.
+        lora: The arguments of :class:`LoRALinear`.
+    """
+
+    base_norm_sq: Tensor
+
+    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
+        super().__init__(base, *lora, **more)
+        if self.lora_A.is_meta:
+            norm_sq = self.lora_A.new_empty(self.out_features)
+        else:
+            norm_sq = dense_weight(base).square().sum(1).to(self.lora_A.dtype)  # (d_out,)
+        self.register_buffer("base_norm_sq", norm_sq, persistent=False)
+        self.lora_magnitude = nn.Parameter(norm_sq.sqrt())
+
+    def _through_base(self, x: Tensor) -> Tensor:
+        """``W x`` without the bias, (..., d_in) to (..., d_out)."""
+        y = self.base(x)
+        return y if self.bias is None else y - self.bias
+
+    @torch.no_grad()
+    def weight_norm(self) -> Tensor:
+        """‖W + s B A‖ of each row, in eval form, (d_out,)."""
+        left, right = self.change()
+        weight = self.weight
+        rows = right.to(weight.dtype) if weight.is_floating_point() else right
+        products = self._through_base(rows).to(right.dtype).T  # (d_out, rank): R Wᵀ, turned
+        cross = (left * products).sum(1)
+        own = ((left @ (right @ right.T)) * left).sum(1)
+        return (self.base_norm_sq + 2 * cross + own).clamp_min(0).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``m ⊙ (W + s B A) x / ‖W + s B A‖``, (..., d_in) to (..., d_out)."""
+        y = self.base(x)
+        dropped = self.dropout(x.to(self.lora_A.dtype))
+        z = F.linear(dropped, self.active_A)  # (..., rank)
+        if self.gate is not None:
+            z = self.gate(z)
+        scale = self.lora_magnitude / self.weight_norm()  # (d_out,)
+        change = F.linear(z * self.scaling, self.active_B)
+        if self.training and isinstance(self.dropout, nn.Dropout):
+            plain = self._through_base(dropped.to(x.dtype))
+        else:
+            plain = y if self.bias is None else y - self.bias
+        return y + ((scale - 1) * plain + scale * change).to(y.dtype)
+
+    def merged_weight(self, base_weight: Tensor) -> Tensor:
+        """``m ⊙ (W + s B A) / ‖W + s B A‖``, (d_out, d_in)."""
+        left, right = self.change()
+        weight = base_weight + left @ right
+        return (self.lora_magnitude.detach() / weight.norm(dim=1))[:, None] * weight
+
+    def delta_weight(self) -> Tensor:
+        """ΔW against the base, in eval form, (d_out, d_in); of full rank."""
+        weight = dense_weight(self.base)
+        return self.merged_weight(weight) - weight
+
+    @torch.no_grad()
+    def delta_sq_norm(self, x: Tensor) -> Tensor:
+        """‖ΔW x‖² for each token, in eval form, (..., d_in) to (...,); passes through the base."""
+        left, right = self.change()
+        scale = self.lora_magnitude / self.weight_norm()
+        plain = self._through_base(x).to(left.dtype)
+        change = F.linear(F.linear(x.to(right.dtype), right), left)
+        return ((scale - 1) * plain + scale * change).square().sum(-1)
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """LoRA's two matrices and the magnitude."""
+        return {**super().peft_tensors(), "lora_magnitude_vector": self.lora_magnitude.detach()}
+
+    @staticmethod
+    def peft_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
+        """PEFT's LoRA with ``use_dora``."""
+        return {"use_dora": True}
+
+
+class DoRA(AdapterStrategy):
+    """LoRA whose weight keeps a trained magnitude of its own for each output.
+
+    Args:
+        lora: The arguments that all strategies share.
+    """
+
+    def layer(self, base: nn.Module) -> DoRALinear:
+        """A linear with direction and magnitude."""
+        return DoRALinear(
+            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
+        )
