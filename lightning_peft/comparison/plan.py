@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_peft.commands.parser import assign, hint_at
-from lightning_peft.commands.train import PeftCLI, make_cli
+from lightning_peft.commands.parser import assign, hint_at, own_sentence
+from lightning_peft.commands.train import KEYS, PeftCLI, make_cli
+from lightning_peft.comparison.budget import final_parameters, find_rank
 from lightning_peft.comparison.schema import Comparison, Settings
 
 Words = list[str]
@@ -148,6 +152,27 @@ class Resolver:
         return yaml.safe_load(text)
 
 
+    def module(self, tree: dict[str, Any]) -> Any:
+        """The module of a configuration, its model not loaded.
+
+        Args:
+            tree: A whole configuration of ``fit``.
+
+        Raises:
+            ValueError: As a constructor says it.
+        """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningModule, "model")
+        try:
+            made = parser.instantiate_classes(parser.parse_object({"model": tree["model"]}))
+        except (ValueError, MisconfigurationException) as error:
+            sentence = own_sentence(error, KEYS)
+            if sentence is None:
+                raise
+            raise ValueError(sentence) from error
+        return made.model
+
+
 def make_plan(comparison: Comparison, folder: Path, extra: Words = ()) -> Plan:  # type: ignore[assignment]
     """Resolve and check every run.
 
@@ -175,11 +200,37 @@ def make_plan(comparison: Comparison, folder: Path, extra: Words = ()) -> Plan: 
                 key, value = comparison.rates.key, comparison.rates.values[0]
                 resolver.tree([*shared, *words, f"--{key}={value}"])
         except ValueError as error:
-            raise ValueError(f"runs.{run}: {error}") from error
+            raise _in_run(run, error) from error
         assign(trees[run], "trainer.enable_progress_bar", False)
     plan = Plan(comparison, trees)
     _check_known(plan)
+    if comparison.match and comparison.match.parameters is not None:
+        for run in (run for run in trees if run not in comparison.match.leave):
+            _match(plan, run, resolver)
     return plan
+
+
+def _match(plan: Plan, run: str, resolver: Resolver) -> None:
+    """Choose a run's rank, and set it."""
+    match = plan.comparison.match
+    assert match is not None
+    key = match.rank_of.get(run, match.rank)
+
+    def count(rank: int) -> int:
+        tree = copy.deepcopy(plan.trees[run])
+        assign(tree, key, rank)
+        return final_parameters(resolver.module(tree), run)
+
+    try:
+        rank, plan.parameters[run] = find_rank(run, match, count)
+    except ValueError as error:
+        raise _in_run(run, error) from error
+    assign(plan.trees[run], key, rank)
+
+
+def _in_run(run: str, error: ValueError) -> ValueError:
+    text = str(error)
+    return ValueError(text if text.startswith("match.") else f"runs.{run}: {text}")
 
 
 def expand(comparison: Comparison, folder: Path) -> dict[str, Words]:
