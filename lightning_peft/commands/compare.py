@@ -39,6 +39,7 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(own)
 
     from lightning_peft.comparison.outcomes import Outcomes
+    from lightning_peft.comparison.pictures import save_pictures
     from lightning_peft.comparison.plan import make_plan
     from lightning_peft.comparison.runner import run_jobs
     from lightning_peft.comparison.table import write_table
@@ -52,7 +53,10 @@ def main(words: list[str]) -> None:
         return
     if not options.table_only:
         run_jobs(plan, options.retry_failed)
-    print(write_table(Outcomes(plan), plan.folder))
+    outcomes = Outcomes(plan)
+    print(write_table(outcomes, plan.folder))
+    for path in (plan.folder / "results.csv", *save_pictures(outcomes, plan.folder)):
+        print(path)
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
