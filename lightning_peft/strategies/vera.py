@@ -116,7 +116,8 @@ class VeRA(AdapterStrategy):
         )
         linears = [model.get_submodule(n) for names in matched.values() for n in names]
         wide, tall = (max(int(getattr(m, key)) for m in linears) for key in _SIZES)
-        self._projection = draw_projection(self.r, wide, tall, self.projection_prng_key)
+        with torch.device("meta" if linears[0].weight.is_meta else "cpu"):  # type: ignore[union-attr]
+            self._projection = draw_projection(self.r, wide, tall, self.projection_prng_key)
         return super().attach(model, initialize)
 
     def gate(self, r: int) -> nn.Module:
@@ -160,10 +161,12 @@ def draw_projection(r: int, d_in: int, d_out: int, seed: int) -> tuple[nn.Parame
     Returns:
         A (r, d_in) and B (d_out, r).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     made = []
     for shape in ((r, d_in), (d_out, r)):
         bound = math.sqrt(2) * math.sqrt(3 / shape[1])
-        matrix = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        matrix = torch.empty(shape)
+        if not matrix.is_meta:
+            matrix.uniform_(-bound, bound, generator=generator)
         made.append(nn.Parameter(matrix, requires_grad=False))
     return made[0], made[1]
