@@ -18,6 +18,7 @@ class Rates:
 
     Args:
         values: To try, such as learning rates.
+        values_of: By run, others: as many, for a fair choice.
         key: Which setting they are of.
         choose_by: A metric of validation, as fit leaves it in ``run.json``.
         best: Whether its highest or its lowest value is best.
@@ -26,6 +27,7 @@ class Rates:
     """
 
     values: list[float]
+    values_of: dict[str, list[float]] = field(default_factory=dict)
     key: str = "model.optimizer.lr"
     choose_by: str = "val_accuracy"
     best: Literal["highest", "lowest"] = "highest"

@@ -265,6 +265,8 @@ def _notes(outcomes: Outcomes) -> list[str]:
     if comparison.rates:
         rates = comparison.rates
         tried = ", ".join(f"{value:g}" for value in rates.values)
+        for run, values in rates.values_of.items():
+            tried += f" ({run}: {', '.join(f'{value:g}' for value in values)})"
         chosen_on = ", ".join(map(str, rates.seeds or comparison.seeds[:1]))
         notes.append(
             f"rate: the one of {tried} ({rates.key}) with the {rates.best} {rates.choose_by} on "
