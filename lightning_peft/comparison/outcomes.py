@@ -113,7 +113,8 @@ class Outcomes:
     @property
     def tests(self) -> bool:
         """Whether runs are judged by a test."""
-        return self.plan.comparison.score.startswith("test/")
+        comparison = self.plan.comparison
+        return any(name.startswith("test/") for name in (comparison.score, *comparison.also))
 
     def rates_of(self, run: str) -> dict[float, float]:
         """The metric of each rate of a sweep, averaged over its seeds; NaN where a job failed."""
@@ -162,10 +163,15 @@ class Outcomes:
         """How many jobs are done, and how many there are."""
         return len(self.found), self.plan.count()
 
-    def score(self, job: Job) -> float | None:
-        """What a job is judged by; None where it has not come so far, or failed."""
-        outcome = self.found.get(job)
-        return outcome.metrics.get(self.plan.comparison.score) if outcome and self.ok(job) else None
+    def score(self, job: Job, name: str | None = None) -> float | None:
+        """What a job is judged by; None where it has not come so far, or failed.
+
+        Args:
+            job: The job.
+            name: Of a metric; the comparison's score when None.
+        """
+        outcome, name = self.found.get(job), name or self.plan.comparison.score
+        return outcome.metrics.get(name) if outcome and self.ok(job) else None
 
     def ok(self, job: Job) -> bool:
         """Whether a job was trained, and tested where runs are."""

@@ -69,7 +69,7 @@ def _drawn(outcomes: Outcomes, run: str) -> Drawn:
     curves = {seed: _curve(folder, metric) for seed, _, folder in done}
     return Drawn(
         run,
-        scores_of(outcomes, run),
+        scores_of(outcomes, run, outcomes.plan.comparison.score),
         round(float(np.mean(counts))) if counts else None,
         curves,
         outcomes.plan.baseline_of(run),

@@ -78,6 +78,7 @@ class Comparison:
         match: Budgets that all runs get.
         score: What runs are judged by: a metric of ``test``, which begins with ``test/``, or one of
             validation, and then nothing is tested.
+        also: Further metrics, each with a table of its own.
         checkpoint: What is tested: ``last``, or a file in ``checkpoints/`` such as ``best.ckpt``.
         curve: A metric of ``metrics.csv``, drawn over steps.
         workers: Runs at a time, each in a process of its own; on several GPUs each has one.
@@ -95,6 +96,7 @@ class Comparison:
     rates: Rates | None = None
     match: Match | None = None
     score: str = "test/average"
+    also: list[str] = field(default_factory=list)
     checkpoint: str = "last"
     curve: str = "val_accuracy"
     workers: int = 1
