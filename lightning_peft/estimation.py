@@ -287,13 +287,17 @@ def _base_bytes(model: nn.Module, quantization: str | None) -> int:
         for m in model.modules()
         if isinstance(m, nn.Linear) and m is not output and not m.weight.requires_grad
     ]
-    return total - nbytes(weights) + round(sum(w.numel() for w in weights) * QUANTIZED[quantization])
+    return (
+        total - nbytes(weights) + round(sum(w.numel() for w in weights) * QUANTIZED[quantization])
+    )
 
 
 def _overhead(tensors: list[Tensor]) -> int:
     """Bytes of a checkpoint's file beside its values: names, zip entries, random state."""
     buffer = io.BytesIO()
-    names = {f"model.model.layers.{i:08}.self_attn.q_proj.lora_A": torch.zeros(1) for i in range(64)}
+    names = {
+        f"model.model.layers.{i:08}.self_attn.q_proj.lora_A": torch.zeros(1) for i in range(64)
+    }
     torch.save(names, buffer)
     return 64_000 + len(tensors) * len(buffer.getvalue()) // 64
 

@@ -43,7 +43,9 @@ def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
         "importance_by_layer.png": lambda: draw_by_layer(
             shares, "share of importance within the module kind, % (mean over seeds)"
         ),
-        "rank_by_layer.png": lambda: draw_by_layer(ranks, "rank at the end (mean over seeds)", True),
+        "rank_by_layer.png": lambda: draw_by_layer(
+            ranks, "rank at the end (mean over seeds)", True
+        ),
     }
     saved = []
     for name, draw in pictures.items():

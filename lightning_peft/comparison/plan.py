@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -132,6 +133,16 @@ class Parsed(PeftCLI):
         """Run nothing."""
 
 
+def _is_late(word: str) -> bool:
+    """Whether an option is better put into a file.
+
+    On the command line jsonargparse does not take null for every type, and a class below another
+    one (a gate, whose rank comes later) only as the last option.
+    """
+    key, _, value = word.partition("=")
+    return value == "null" or (value.startswith("{") and key.count(".") > 1)
+
+
 class Resolver:
     """Gives whole configurations from files and settings; the parser is made once."""
 
@@ -147,6 +158,19 @@ class Resolver:
         Raises:
             ValueError: In one sentence, if a key or a value is wrong.
         """
+        late = [word for word in words if _is_late(word)]
+        tree = self._parse([word for word in words if word not in late])
+        if not late:
+            return tree
+        for word in late:
+            key, _, value = word.removeprefix("--").partition("=")
+            assign(tree, key, yaml.safe_load(value))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "settings.yaml"
+            path.write_text(yaml.safe_dump(tree))
+            return self._parse(["--config", str(path)])
+
+    def _parse(self, words: Words) -> dict[str, Any]:
         words = ["fit", *words]
         if self._cli is None:
             self._cli = make_cli(words, Parsed)
@@ -160,7 +184,6 @@ class Resolver:
             warnings.filterwarnings("ignore", "(?s).*skip_none")
             text = self._cli._parser("fit").dump(config, skip_none=False)
         return yaml.safe_load(text)
-
 
     def module(self, tree: dict[str, Any]) -> Any:
         """The module of a configuration, its model not loaded.

@@ -125,17 +125,20 @@ class _Twice(Exception):
     """A key that stands twice: the key and both lines."""
 
 
-def check_keys_once(path: str | Path) -> None:
-    """Refuse a file in which two runs, or two keys of one place, have one name.
+def read_once(path: str | Path) -> dict[str, Any]:
+    """Read a comparison's file, refusing one in which two runs, or two settings, have one name.
 
     Args:
-        path: The comparison's file; whether it exists and is YAML, others say.
+        path: The file; whether it exists and is a mapping, others say.
+
+    Returns:
+        What it holds; empty where it cannot be read.
 
     Raises:
         ValueError: Naming the key and both lines.
     """
     try:
-        yaml.load(Path(path).read_text(), _UniqueKeys)
+        content = yaml.load(Path(path).read_text(), _UniqueKeys)
     except _Twice as twice:
         key, first, second = twice.args
         raise ValueError(
@@ -143,4 +146,5 @@ def check_keys_once(path: str | Path) -> None:
             "settings, need two names."
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
+        return {}
+    return content if isinstance(content, dict) else {}
