@@ -323,7 +323,7 @@ def _words_of(settings: Settings, folder: Path, key: str) -> Words:
 
 
 def to_words(settings: dict[str, Any]) -> Words:
-    """Settings by dotted key as options; the shorter a key, the earlier, so that classes come first.
+    """Settings by dotted key as options; shorter keys come first, and with them classes.
 
     Args:
         settings: Values by key; a mapping without ``class_path`` is a level of keys.
