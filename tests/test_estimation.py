@@ -37,7 +37,7 @@ STRATEGIES: dict[str, Callable[[], AdapterStrategy]] = {
     "LoRA": lambda: LoRA(8, target_modules=["q_proj", "down_proj"]),
     "DropLoRA": lambda: DropLoRA(8, 0.3),
     "masks by step": lambda: DropLoRA(8, 0.3, mask="step"),
-    "PrunedLoRA": lambda: PrunedLoRA(16, target_r=4),
+    "PrunedLoRA": lambda: PrunedLoRA(16, target_r=4, start_step=5),
     "LoRADrop": lambda: LoRADrop(8),
     "DoRA": lambda: DoRA(8, lora_dropout=0.1),
     "PiSSA": lambda: PiSSA(8),

@@ -71,7 +71,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_nothing_is_done_twi
     main(["compare", "--config", str(file)])
     broken, lora = table(tmp_path / "out")
     assert (broken["seeds"], broken["failed"]) == ("0", "1")
-    assert (lora["seeds"], lora["failed"], lora["parameters_end"]) == ("1", "0", "1664")
+    assert (lora["seeds"], lora["failed"], lora["parameters_end"]) == ("1", "0", "2048")
     said = capsys.readouterr().out
     assert "broken/seed=0: failed: the loss is nan at step" in said
     assert "[2/2] lora/seed=0: test/average 0.0000" in said
