@@ -14,6 +14,7 @@ from lightning_peft.reports.by_layer import draw_by_layer
 from lightning_peft.reports.comparison import (
     Curve,
     Drawn,
+    NothingToDraw,
     draw_by_parameters,
     draw_by_seed,
     draw_curves_of,
@@ -43,15 +44,13 @@ def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
         "importance_by_layer.png": lambda: draw_by_layer(
             shares, "share of importance within the module kind, % (mean over seeds)"
         ),
-        "rank_by_layer.png": lambda: draw_by_layer(
-            ranks, "rank at the end (mean over seeds)", True
-        ),
+        "rank_by_layer.png": lambda: draw_by_layer(ranks, "rank at the end (mean over seeds)", 3),
     }
     saved = []
     for name, draw in pictures.items():
         try:
             saved.append(save_figure(draw(), folder / name))
-        except ValueError:  # nothing to draw yet
+        except NothingToDraw:
             (folder / name).unlink(missing_ok=True)
     return saved
 

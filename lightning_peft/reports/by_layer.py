@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_peft.reports.comparison import NothingToDraw
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -15,26 +17,26 @@ if TYPE_CHECKING:
 Values = Mapping[tuple[str, str], float]
 
 
-def draw_by_layer(runs: Mapping[str, Values], label: str, whole: bool = False) -> Figure:
+def draw_by_layer(runs: Mapping[str, Values], label: str, digits: int = 2) -> Figure:
     """Draw a panel for each run, all in one scale of colours.
 
     Args:
         runs: By run, its values by kind (``q_proj``) and label of the layer (``3``).
         label: What the values are.
-        whole: Whether they are counts, drawn on a linear scale and written to three digits.
+        digits: Significant ones with which each is written into its cell.
 
     Returns:
         The figure; layers without a value are hatched.
 
     Raises:
-        ValueError: If there are no values.
+        NothingToDraw: If there are no values.
     """
-    from matplotlib.colors import Normalize, PowerNorm
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     runs = {run: values for run, values in runs.items() if values}
     if not runs:
-        raise ValueError("no run has values by layer yet.")
+        raise NothingToDraw("no run has values by layer yet.")
     kinds = list(dict.fromkeys(kind for values in runs.values() for kind, _ in values))
     layers = sorted({layer for values in runs.values() for _, layer in values}, key=_depth)
     columns = min(5, len(runs))
@@ -44,7 +46,7 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, whole: bool = False) -
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
     top = max(value for values in runs.values() for value in values.values()) or 1.0
-    norm = Normalize(0, top) if whole else PowerNorm(0.5, 0, top)
+    norm = PowerNorm(0.5, 0, top)  # on a linear scale, one layer far ahead leaves the others alike
     for ax, (run, values) in zip(axes, runs.items(), strict=False):
         grid = np.array(
             [[values.get((kind, layer), math.nan) for kind in kinds] for layer in layers]
@@ -56,7 +58,9 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, whole: bool = False) -
         every = math.ceil(len(layers) / 40)
         ax.set_yticks(range(0, len(layers), every), layers[::every], fontsize=7)
         if len(layers) <= 32:
-            _write(ax, grid, norm, whole)
+            _write(ax, grid, norm, digits)
+    for ax in axes[max(len(runs) - columns, 0) : len(runs)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
     for ax in axes[len(runs) :]:
         ax.set_axis_off()
     figure.supylabel("layer", fontsize=9)
@@ -66,11 +70,11 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, whole: bool = False) -
     return figure
 
 
-def _write(ax: object, grid: np.ndarray, norm: object, whole: bool) -> None:
+def _write(ax: object, grid: np.ndarray, norm: object, digits: int) -> None:
     """Each value in its cell."""
     for (y, x), value in np.ndenumerate(grid):
         if math.isfinite(value):
-            text = f"{value:.3g}" if whole else f"{value:.0f}"
+            text = f"{value:.{digits}g}"
             colour = "white" if norm(value) < 0.6 else "black"  # type: ignore[operator]
             style = {"ha": "center", "va": "center", "fontsize": 6, "color": colour}
             ax.text(x, y, text, **style)  # type: ignore[attr-defined]

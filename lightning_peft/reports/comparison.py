@@ -19,6 +19,10 @@ GREY = "#8c8c8c"
 Curve = Sequence[tuple[float, float]]
 
 
+class NothingToDraw(ValueError):
+    """No run has left what a picture shows."""
+
+
 @dataclass
 class Drawn:
     """What is drawn of one run.
@@ -46,13 +50,13 @@ def draw_by_parameters(runs: Sequence[Drawn], score: str) -> Figure:
         score: Its name.
 
     Raises:
-        ValueError: If none is left.
+        NothingToDraw: If none is left.
     """
     from matplotlib.figure import Figure
 
     shown = [run for run in runs if run.scores and run.parameters]
     if not shown:
-        raise ValueError("no run has a score and a count of parameters yet.")
+        raise NothingToDraw("no run has a score and a count of parameters yet.")
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     ax = figure.subplots()
     colours = _colours(shown)
@@ -102,13 +106,13 @@ def draw_by_seed(runs: Sequence[Drawn], score: str) -> Figure:
         score: Its name.
 
     Raises:
-        ValueError: If none is left.
+        NothingToDraw: If none is left.
     """
     from matplotlib.figure import Figure
 
     shown = [run for run in runs if run.scores]
     if not shown:
-        raise ValueError("no run has a score yet.")
+        raise NothingToDraw("no run has a score yet.")
     seeds = sorted({seed for run in shown for seed in run.scores})
     figure = Figure(figsize=(8.5, 1.4 + 0.34 * len(shown)), layout="constrained")
     ax = figure.subplots()
@@ -143,13 +147,13 @@ def draw_curves_of(runs: Sequence[Drawn], metric: str) -> Figure:
         metric: What is drawn over optimizer steps.
 
     Raises:
-        ValueError: If none is left.
+        NothingToDraw: If none is left.
     """
     from matplotlib.figure import Figure
 
     shown = [run for run in runs if any(run.curves.values())]
     if not shown:
-        raise ValueError(f"no run has {metric} in its metrics.csv yet.")
+        raise NothingToDraw(f"no run has {metric} in its metrics.csv yet.")
     columns = min(5, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(2.6 * columns + 0.6, 2.1 * lines + 0.5), layout="constrained")
@@ -164,6 +168,8 @@ def draw_curves_of(runs: Sequence[Drawn], metric: str) -> Figure:
         ax.set_title(run.run, fontsize=9)
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
+    for ax in axes[max(len(shown) - columns, 0) : len(shown)]:  # the lowest of each column
+        ax.tick_params(labelbottom=True)
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     figure.supxlabel("optimizer step", fontsize=9)
