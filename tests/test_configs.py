@@ -88,7 +88,7 @@ def command_of(config: str, data_dir: Path | str = "DATA") -> list[str]:
     return [str(data_dir) if word == "DATA" else word for word in shlex.split(first)[2:]]
 
 
-def on_meta(name: str, dtype: str, attn_implementation: str | None) -> LlamaForCausalLM:
+def on_meta(name: str, dtype: str, **others: Any) -> LlamaForCausalLM:
     """What ``load_causal_lm`` gives, in shape only."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[name]))

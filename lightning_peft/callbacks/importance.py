@@ -3,7 +3,8 @@
 Importance of layer i is ``g_i = mean ‖ΔW_i x‖²`` over the attended tokens of a training batch, ΔW
 in eval form (no dropout, no mask) and against the original weight; its share is ``g_i / Σ g`` over
 the layers of its kind (LoRA-drop, https://arxiv.org/abs/2402.07721, over a sample there, over one
-batch here).
+batch here). Methods that train the weights themselves have ‖ΔW_i‖_F instead, which the column
+``measure`` tells apart.
 """
 
 from __future__ import annotations
@@ -118,10 +119,13 @@ class LayerImportance(Callback):
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._stop_watching():
             return
+        model, measure = _adapted_model(trainer, pl_module), "output"
+        if not self._seen and not adapter_layers(model):
+            self._seen, measure = _weight_changes(trainer), "weight"
         if not self._seen:
-            _say_why_nothing_was_seen(_adapted_model(trainer, pl_module), self._last_step)
+            _say_why_nothing_was_seen(model, self._last_step)
             return
-        rows = importance_rows(self._last_step, self._seen)
+        rows = importance_rows(self._last_step, self._seen, measure)
         self._seen = {}
         assert self._folder is not None
         with (self._folder / "importance.csv").open("a", encoding="utf-8", newline="") as file:
@@ -149,12 +153,15 @@ class LayerImportance(Callback):
             rank_zero_warn(f"importance.png was not drawn: {error}")
 
 
-def importance_rows(step: int, seen: Mapping[str, tuple[Tensor, int, int]]) -> list[Row]:
+def importance_rows(
+    step: int, seen: Mapping[str, tuple[Tensor, int, int]], measure: str = "output"
+) -> list[Row]:
     """Rows of ``importance.csv`` for one step.
 
     Args:
         step: Optimizer step.
         seen: By layer, in the model's order: sum of ‖ΔWx‖² (scalar), number of tokens, rank.
+        measure: What was summed, one of ``MEASURES``.
 
     Returns:
         A row for each layer; shares are NaN where an importance is not finite.
@@ -175,6 +182,7 @@ def importance_rows(step: int, seen: Mapping[str, tuple[Tensor, int, int]]) -> l
             "rank": rank,
             "importance": importance[name],
             "share": share[name],
+            "measure": measure,
         }
         for name, (_, _, rank) in seen.items()
     ]
@@ -211,6 +219,18 @@ def begin_file(path: Path, global_step: int) -> None:
 def _strategy(trainer: Trainer) -> AdapterStrategy | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c for c in callbacks if isinstance(c, AdapterStrategy)), None)
+
+
+def _weight_changes(trainer: Trainer) -> dict[str, tuple[Tensor, int, int]]:
+    """What methods without adapters have to show: the change itself may have any rank."""
+    strategy = _strategy(trainer)
+    if strategy is None or strategy.model is None:
+        return {}
+    found = {}
+    for name, change in strategy.weight_changes(strategy.model).items():
+        weight: Tensor = strategy.model.get_submodule(name).weight  # type: ignore[assignment]
+        found[name] = (change, 1, min(weight.shape))
+    return found
 
 
 def _adapted_model(trainer: Trainer, pl_module: LightningModule) -> nn.Module:

@@ -1,4 +1,8 @@
-"""``run.json`` and ``adapter/``: what a run was, how it ended, and what it leaves to take away."""
+"""What a run was, how it ended, and what it leaves to take away.
+
+``run.json``, and ``adapter/`` in PEFT's format; ``model/`` where a method trains the model's own
+weights and has no adapter.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lightning_peft.adapters import adapter_layers, save_peft, trainable_parameters
 from lightning_peft.atomic import write_atomically
@@ -31,7 +37,7 @@ class RunRecord(Callback):
     adds its scores to the record of the run that it tests.
 
     Args:
-        export_adapter: Whether to write ``adapter/`` when training ends.
+        export_adapter: Whether to write ``adapter/`` (or ``model/``) when training ends.
     """
 
     def __init__(self, export_adapter: bool = True) -> None:
@@ -41,6 +47,7 @@ class RunRecord(Callback):
         self._began = time.perf_counter()
         self._start_parameters: int | None = None
         self._started = False
+        self._exported: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
@@ -71,10 +78,9 @@ class RunRecord(Callback):
         folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
         if not trainer.is_global_zero or (not self._started and (folder / "run.json").is_file()):
             return  # the run had ended already
-        alive = any(layer.rank for layer in adapter_layers(pl_module).values())
-        if self.export_adapter and alive:
-            save_peft(getattr(pl_module, "model", pl_module), folder / "adapter")
-            rank_zero_info(f"adapter (PEFT format): {folder / 'adapter'}")
+        if self.export_adapter:
+            self._exported = take_away(getattr(pl_module, "model", pl_module), folder)
+            rank_zero_info(self._exported)
         self._write(trainer, pl_module, status="finished")
         rank_zero_info(f"run record: {folder / 'run.json'}")
 
@@ -126,6 +132,7 @@ class RunRecord(Callback):
             },
             "ranks": {name: layer.rank for name, layer in _layers(pl_module).items()},
             "metrics": _numbers(trainer.callback_metrics),
+            "exported": self._exported,
             "seconds": round(self.seconds, 2),
             "peak_memory_mb": round(_peak_memory_mb(), 1),
             "versions": {"python": platform.python_version(), **_versions()},
@@ -136,6 +143,31 @@ class RunRecord(Callback):
 def run_folder(trainer: Trainer) -> Path:
     """Where a run leaves its files: the first logger's folder, or the trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def take_away(model: nn.Module, folder: Path) -> str:
+    """Write what a trained model leaves to take away.
+
+    Args:
+        model: The trained model.
+        folder: Where ``adapter/`` or ``model/`` is made.
+
+    Returns:
+        What was written, or why nothing was, for the record.
+    """
+    layers = adapter_layers(model)
+    if any(layer.rank for layer in layers.values()):
+        return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
+    if layers:
+        return "nothing: every layer has lost all its components"
+    if not hasattr(model, "save_pretrained"):
+        return "nothing: there is no adapter, and the model has no save_pretrained"
+    part = folder / ".model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    part.replace(folder / "model")
+    return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"
 
 
 def _layers(pl_module: LightningModule) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class PeftCLI(LightningCLI):
         for key in (key for key in metrics if key.startswith("val_")):
             start = f"{before[key]:.4f} before, " if key in before else ""
             rank_zero_info(f"{key}: {start}{metrics[key]:.4f} after")
-        for name in ("adapter", "importance.png", "run.json"):
+        for name in ("adapter", "model", "importance.png", "run.json"):
             if (self.folder / name).exists():
                 rank_zero_info(f"{name}: {self.folder / name}")
 

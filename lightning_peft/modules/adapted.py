@@ -39,6 +39,8 @@ class AdaptedModule(LightningModule):
         warmup_steps: Optimizer steps of warm-up; below 1 a share of all steps.
         dtype: Of the base's weights: ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
             Adapters are float32 over a half-precision base.
+        quantization: Of the base (QLoRA): ``nf4`` (4 bits, double quantization), ``int8``, or None.
+            Needs the extra ``bitsandbytes``.
         gradient_checkpointing: Recompute activations in the backward pass.
         attn_implementation: As in transformers; None for its choice.
         peft_path: An adapter in PEFT's format to validate, test or predict with instead of a
@@ -53,6 +55,7 @@ class AdaptedModule(LightningModule):
         lr_scheduler_type: str = "linear",
         warmup_steps: float = 0,
         dtype: str = "auto",
+        quantization: str | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         peft_path: str | None = None,
@@ -64,6 +67,7 @@ class AdaptedModule(LightningModule):
         self.lr_scheduler_type = lr_scheduler_type
         self.warmup_steps = warmup_steps
         self.dtype_name = dtype
+        self.quantization = quantization
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
         self.peft_path = peft_path
@@ -87,13 +91,24 @@ class AdaptedModule(LightningModule):
 
     # Building.
 
+    def how_to_load(self) -> dict[str, Any]:
+        """The base's name and the arguments that say how its weights come, for a loader."""
+        trainer = self._trainer
+        return {
+            "name": self.model_name_or_path,
+            "dtype": self.dtype_name,
+            "attn_implementation": self.attn_implementation,
+            "quantization": self.quantization,
+            "device": "cpu" if trainer is None else trainer.strategy.root_device,
+        }
+
     def configure_callbacks(self) -> list[Callback]:
         """The strategy is a callback, so that nobody has to call it."""
         return [self.adapter]
 
     def prepare_data(self) -> None:
         """Refuse a wrong model or optimizer before the data module asks for the tokenizer."""
-        check_model(self.model_name_or_path, self.dtype_name)
+        check_model(self.model_name_or_path, self.dtype_name, self.quantization)
         if self.trainer.state.fn in ("fit", "validate"):  # which may come first in a fit
             check_training(self.make_optimizer, self.lr_scheduler_type)
 

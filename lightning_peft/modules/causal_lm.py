@@ -35,7 +35,7 @@ class CausalLMModule(AdaptedModule):
 
     def load_base(self) -> Any:
         """Load the base model, in training mode."""
-        return load_causal_lm(self.model_name_or_path, self.dtype_name, self.attn_implementation)
+        return load_causal_lm(**self.how_to_load())
 
     # Training and validation.
 

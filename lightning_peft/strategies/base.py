@@ -192,6 +192,13 @@ class AdapterStrategy(Callback):
         for mask in _step_masks(model):
             mask.new_step()
 
+    def weight_changes(self, model: nn.Module) -> dict[str, Tensor]:
+        """‖ΔW‖_F by full name, scalars, of weights that train themselves; adapters say their own.
+
+        A method without adapters has no other importance to watch.
+        """
+        return {}
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """A term that is added to the loss."""
         return 0.0
