@@ -164,7 +164,7 @@ def take_away(model: nn.Module, folder: Path) -> str:
         return "nothing: there is no adapter, and the model has no save_pretrained"
     part = folder / ".model.part"
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
+    model.save_pretrained(part)  # type: ignore[operator]
     shutil.rmtree(folder / "model", ignore_errors=True)
     part.replace(folder / "model")
     return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"

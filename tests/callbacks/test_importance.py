@@ -198,7 +198,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
 
 def test_a_file_goes_on_without_later_steps_and_cut_lines(tmp_path: Path) -> None:
     path = tmp_path / "importance.csv"
-    early, late = "0,a.q,q,4,0.5,1\n", "4,a.q,q,4,0.25,1\n"
+    early, late = "0,a.q,q,4,0.5,1,output\n", "4,a.q,q,4,0.25,1,output\n"
     path.write_text(HEADER + early + late + "4,b.q,q,4,0.1")
     begin_file(path, 4)
     assert path.read_text() == HEADER + early
