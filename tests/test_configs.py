@@ -25,6 +25,21 @@ METHODS = {
     "prunedlora": "PrunedLoRA",
     "loradrop": "LoRADrop",
 }
+# By the last word of a row's name.
+STRATEGIES = {
+    **METHODS,
+    "adalora": "AdaLoRA",
+    "dora": "DoRA",
+    "full": "FullFineTuning",
+    "galore": "GaLore",
+    "milora": "MiLoRA",
+    "pissa": "PiSSA",
+    "qlora": "LoRA",
+    "rslora": "LoRA",
+    "sparseadapter": "SparseAdapter",
+    "tiedlora": "TiedLoRA",
+    "vera": "VeRA",
+}
 DATA = {
     "configs": "ArithmeticDataModule",
     "code": "CodeDataModule",
@@ -111,7 +126,7 @@ def test_is_parsed_and_instantiated(config: str, cli: Cli, tmp_path: Path) -> No
     made = cli(words)
     # The row that a shared file names comes last.
     row = [value for key, value in zip(words, words[1:], strict=False) if key == "--config"][-1]
-    strategy = METHODS.get(Path(row).stem.rpartition("_")[2], "DropLoRA")
+    strategy = STRATEGIES.get(Path(row).stem.rpartition("_")[2], "DropLoRA")
     assert type(made.model.adapter).__name__ == strategy
     assert type(made.datamodule).__name__ == DATA[Path(config).parent.name]
     if Path(made.model.model_name_or_path).is_dir():
@@ -132,6 +147,27 @@ def test_has_the_papers_trainable_parameters(
     expected = COUNTS[size] * (2 if method == "prunedlora" else 1)
     assert trainable_parameters(module.model) == expected
     assert all(p.is_meta for p in module.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("row", "count"),
+    [
+        ("dora", 56_975_360),
+        ("droplora_on_dora", 56_975_360),
+        ("pissa", 56_098_816),
+        ("droplora_on_milora", 56_098_816),
+        ("qlora", 56_098_816),
+        ("adalora", 84_148_224 + 32 * 5 * 48),
+        ("full", 6_738_415_616),
+    ],
+)
+def test_baselines_have_the_trainable_parameters_of_their_papers(
+    row: str, count: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_lm, "load_causal_lm", on_meta)
+    module: Any = cli(command_of(f"configs/commonsense/llama2_7b_{row}.yaml", tmp_path)).model
+    module.configure_model()
+    assert trainable_parameters(module.model) == count
 
 
 @pytest.mark.parametrize("config", LARGE)
