@@ -33,7 +33,8 @@ class RunRecord(Callback):
     """Writes the run's record at its start and its end, and the adapter in PEFT's format.
 
     The record holds strategy and arguments, protocol, seed, versions, commit, parameter counts,
-    ranks, seconds (over all sessions of a resumed run), peak memory and the last metrics. A test
+    ranks, seconds (over all sessions of a resumed run; of a step without
+    validation), peak memory and the last metrics. A test
     adds its scores to the record of the run that it tests.
 
     Args:
@@ -43,7 +44,7 @@ class RunRecord(Callback):
     def __init__(self, export_adapter: bool = True) -> None:
         super().__init__()
         self.export_adapter = export_adapter
-        self.seconds_before = 0.0
+        self.seconds_before = self.step_seconds = 0.0
         self._began = time.perf_counter()
         self._start_parameters: int | None = None
         self._started = False
@@ -51,11 +52,16 @@ class RunRecord(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
-        return {"seconds": self.seconds, "start_parameters": self._start_parameters}
+        return {
+            "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
+            "start_parameters": self._start_parameters,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.seconds_before = state_dict["seconds"]
+        self.step_seconds = state_dict["step_seconds"]
         self._start_parameters = state_dict["start_parameters"]
 
     @property
@@ -72,6 +78,14 @@ class RunRecord(Callback):
         """Write what is known now, so that a killed run has its record."""
         self._began, self._started = time.perf_counter(), True
         self._write(trainer, pl_module, status="running")
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Time the steps alone, without validation and checkpoints."""
+        self._batch_began = time.perf_counter()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Add a batch's time."""
+        self.step_seconds += time.perf_counter() - self._batch_began
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
@@ -134,6 +148,7 @@ class RunRecord(Callback):
             "metrics": _numbers(trainer.callback_metrics),
             "exported": self._exported,
             "seconds": round(self.seconds, 2),
+            "seconds_per_step": round(self.step_seconds / max(trainer.global_step, 1), 6),
             "peak_memory_mb": round(_peak_memory_mb(), 1),
             "versions": {"python": platform.python_version(), **_versions()},
             "commit": _commit(),

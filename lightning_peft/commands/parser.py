@@ -91,7 +91,7 @@ def diagnose(parser: ArgumentParser, words: list[str], folder: Path) -> str | No
                 file = f"{value}: "
                 _merge(tree, content)
             else:
-                _assign(tree, key, value)
+                assign(tree, key, value)
             _check_group(actions, tree, "", "")
         file = ""
         _check_missing(actions, tree)
@@ -184,7 +184,7 @@ def _merge(tree: dict[str, Any], new: dict[str, Any]) -> None:
     for key, value in new.items():
         old = tree.get(key)
         if "." in str(key):
-            _assign(tree, key, value)
+            assign(tree, key, value)
         elif isinstance(old, dict) and isinstance(value, dict):
             if _changes_class(old, value.get("class_path")):
                 old.pop("init_args", None)
@@ -193,8 +193,14 @@ def _merge(tree: dict[str, Any], new: dict[str, Any]) -> None:
             tree[key] = value
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Put one setting, written without ``init_args``, to its place."""
+def assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting, written without ``init_args``, to its place.
+
+    Args:
+        tree: Settings as a file holds them.
+        key: Dotted.
+        value: Its new value.
+    """
     *path, last = key.split(".")
     node = tree
     for name in path:
@@ -292,7 +298,7 @@ def _resolve(key: str, name: str, base: type) -> Any:
     if "." not in name:
         if name in classes:
             return classes[name]
-        hint = _hint_at(name, classes, shown=_shown(base))
+        hint = hint_at(name, classes, shown=_shown(base))
         raise _Found(f"{key}: {name!r} is no {base.__name__}; {hint}")
     try:
         return getattr(importlib.import_module(name.rpartition(".")[0]), short)
@@ -302,10 +308,20 @@ def _resolve(key: str, name: str, base: type) -> Any:
         raise _Found(f"{key}: {name!r} cannot be imported ({error}){also}") from None
 
 
-def _hint_at(
+def hint_at(
     name: str, names: Iterable[str], before: str = "", shown: list[str] | None = None
 ) -> str:
-    """The nearest of some names, or those to show if none is near (all by default)."""
+    """The nearest of some names, or those to show if none is near.
+
+    Args:
+        name: As given.
+        names: That there are.
+        before: What stands before each.
+        shown: Those to show; all when None.
+
+    Returns:
+        The end of a sentence.
+    """
     names = sorted(set(names))
     parts = [part for part in name.lower().split("_") if part]
     initials = "".join(part[0] for part in parts)
@@ -326,7 +342,7 @@ def _check_group(actions: dict[str, Action], values: dict[str, Any], dest: str, 
     inside = {d[len(dest) :].split(".")[0] for d in actions if d.startswith(dest)}
     for name, value in values.items():
         if name not in inside:
-            hint = _hint_at(str(name), inside, key)
+            hint = hint_at(str(name), inside, key)
             raise _Found(f"{key}{name} is unknown; {hint}")
         if any(d.startswith(f"{dest}{name}.") for d in actions):
             if isinstance(value, dict):
@@ -363,7 +379,7 @@ def _check_class(action: Action, value: dict[str, Any], key: str) -> None:
     known = _parameters(cls, skip)  # type: ignore[arg-type]
     for argument in given:
         if argument not in {dest.split(".")[0] for dest in known}:
-            hint = _hint_at(str(argument), known, f"{key}.")
+            hint = hint_at(str(argument), known, f"{key}.")
             raise _Found(f"{key}.{argument} is no argument of {cls.__name__}; {hint}")
     _check_group(known, given, "", f"{key}.")
 
@@ -371,7 +387,8 @@ def _check_class(action: Action, value: dict[str, Any], key: str) -> None:
 def _check_missing(actions: dict[str, Action], tree: dict[str, Any]) -> None:
     """Check that model and data are there, with what their classes need."""
     for dest, action in actions.items():
-        if "." in dest or not _bases(_hint(action)):
+        optional = type(None) in get_args(_hint(action))
+        if "." in dest or optional or not _bases(_hint(action)):
             continue
         base, skip = _bases(_hint(action))[0]
         value = tree.get(dest)

@@ -276,17 +276,18 @@ def _quieten() -> None:
     huggingface_hub.utils.enable_progress_bars()  # a download takes long enough to be shown
 
 
-def main(words: list[str]) -> None:
-    """Parse the words of one command and run it.
+def make_cli(words: list[str], cli: type[PeftCLI] | None = None) -> PeftCLI:
+    """Parse the words of one command, and do what the class makes of it.
 
     Args:
         words: The command and its options.
+        cli: The class; the one that runs the command when None.
     """
     import sys
 
     sys.argv = [sys.argv[0], *words]
     _quieten()
-    PeftCLI(
+    return (cli or PeftCLI)(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -303,3 +304,12 @@ def main(words: list[str]) -> None:
             "use_distributed_sampler": False,
         },
     )
+
+
+def main(words: list[str]) -> None:
+    """Parse the words of one command and run it.
+
+    Args:
+        words: The command and its options.
+    """
+    make_cli(words)

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.shrink import keep_components, match_ranks
 from lightning_peft.pruning import sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -174,6 +174,11 @@ class AdaLoRA(AdapterStrategy):
                 self.note(step, name, "allocated", layer.rank)
         if final:
             self.averages.clear()
+
+    def final_parameters(self, model: nn.Module) -> int:
+        """The count at ``target_r`` in every layer, which is its mean at the end."""
+        match_ranks((layer, self.target_r) for layer in adapter_layers(model).values())
+        return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions and the smoothed importance."""

@@ -23,7 +23,7 @@ from lightning_peft.adapters.attach import (
     replace_linears,
 )
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.state import fingerprint
+from lightning_peft.adapters.state import fingerprint, trainable_parameters
 
 Gate = Callable[[int], nn.Module]
 Sample = Callable[[float], Iterable[Any]]
@@ -220,6 +220,18 @@ class AdapterStrategy(Callback):
             model: The adapted model.
             state: What :meth:`state_dict` gave.
         """
+
+    def final_parameters(self, model: nn.Module) -> int | None:
+        """How many values train at the end of a run, as far as arguments tell.
+
+        Args:
+            model: Attached and thrown away afterwards, so that it may be changed; usually on the
+                meta device.
+
+        Returns:
+            The count with modules that train beside the adapters; None where only data decide.
+        """
+        return trainable_parameters(model, include_saved=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the tensors: plain values and tensors only."""

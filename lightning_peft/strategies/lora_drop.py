@@ -228,6 +228,10 @@ class LoRADrop(AdapterStrategy):
                 "trainer.fit(), so that nothing is probed."
             )
 
+    def final_parameters(self, model: nn.Module) -> int | None:
+        """None before the probe, which decides on the layers that share."""
+        return super().final_parameters(model) if self.layout else None
+
     def state_dict(self) -> dict[str, Any]:
         """Decisions and the layout."""
         return {**super().state_dict(), "layout": self.layout}

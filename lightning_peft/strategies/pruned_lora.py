@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from lightning_peft.adapters.attach import AttachReport, adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
-from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.shrink import keep_components, match_ranks
 from lightning_peft.pruning import linalg, recovery, schedule, scores
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -269,6 +269,11 @@ class PrunedLoRA(AdapterStrategy):
         change_B = recovery.gradient_recovery(m["B"], m["grad_B"], H_B, gone, self.max_ratio)
         change_A = recovery.gradient_recovery(m["A"].mT, m["grad_A"].mT, H_A, gone, self.max_ratio)
         return change_B, change_A.mT
+
+    def final_parameters(self, model: nn.Module) -> int:
+        """The count at ``target_r`` in every layer; with ``global`` allocation, its mean."""
+        match_ranks((layer, self.target_r) for layer in adapter_layers(model).values())
+        return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions, and the sums since the last removal."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.state import trainable_parameters
 from lightning_peft.strategies.base import AdapterStrategy
 
 
@@ -91,6 +92,11 @@ class SparseAdapter(AdapterStrategy):
             for parameter, mask in _masked(layers):
                 if parameter.grad is not None:
                     parameter.grad.mul_(mask)
+
+    def final_parameters(self, model: nn.Module) -> int:
+        """The count without the share that the masks take away."""
+        values = sum(parameter.numel() for parameter, _ in _masked(adapter_layers(model)))
+        return trainable_parameters(model, include_saved=True) - int(self.sparsity * values)
 
     @torch.no_grad()
     def _choose(self, layers: dict[str, LoRALinear], optimizer: Optimizer) -> None:

@@ -1,0 +1,77 @@
+"""``lightning-peft compare``: many runs under one protocol, and a table that judges them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_peft.commands.parser import FriendlyParser
+from lightning_peft.comparison.schema import Comparison, check_keys_once
+
+# Options of fit that are laid over every run.
+FIT = ("--trainer", "--model", "--data", "--importance", "--checkpoint.", "--record")
+
+
+def main(words: list[str]) -> None:
+    """Plan a comparison, do what is left of it, and write its table and pictures.
+
+    Args:
+        words: The command's options.
+
+    Raises:
+        ValueError: In one sentence, if anything is wrong, before anything runs.
+    """
+    own, extra = _split(words)
+    parser = FriendlyParser(
+        prog="lightning-peft compare",
+        description="Options of fit (--data.data_dir DATA) are laid over every run. Started again, "
+        "a comparison goes on.",
+    )
+    parser.add_argument("-c", "--config", action="config", help="The comparison's file.")
+    parser.add_class_arguments(Comparison, as_group=False)
+    parser.add_argument("--plan_only", type=bool, default=False, help="Say what would run.")
+    parser.add_argument("--table_only", type=bool, default=False, help="Judge what is there.")
+    parser.add_argument(
+        "--retry_failed", type=bool, default=False, help="Try again what failed before."
+    )
+    files = _files(own)
+    for path in files:
+        check_keys_once(path)
+    options = parser.parse_args(own)
+
+    from lightning_peft.comparison.outcomes import Outcomes
+    from lightning_peft.comparison.pictures import save_pictures
+    from lightning_peft.comparison.plan import make_plan
+    from lightning_peft.comparison.runner import run_jobs
+    from lightning_peft.comparison.table import write_table
+
+    made = parser.instantiate_classes(options)
+    names = list(Comparison.__dataclass_fields__)
+    comparison = Comparison(**{name: made[name] for name in names})
+    plan = make_plan(comparison, Path(files[-1]).absolute().parent if files else Path(), extra)
+    print(plan, flush=True)
+    if options.plan_only:
+        return
+    if not options.table_only:
+        run_jobs(plan, options.retry_failed)
+    outcomes = Outcomes(plan)
+    print(write_table(outcomes, plan.folder))
+    for path in (plan.folder / "results.csv", *save_pictures(outcomes, plan.folder)):
+        print(path)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The comparison's own options, and those of fit."""
+    own: list[str] = []
+    extra: list[str] = []
+    target = own
+    for word in words:
+        if word.startswith("--"):
+            target = extra if word.startswith(FIT) else own
+        target.append(word)
+    return own, extra
+
+
+def _files(words: list[str]) -> list[str]:
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    named = [value for word, value in pairs if word in ("--config", "-c")]
+    return named + [w.removeprefix("--config=") for w in words if w.startswith("--config=")]

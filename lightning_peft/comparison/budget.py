@@ -1,0 +1,87 @@
+"""Runs of one size: the rank at which each has the trainable parameters that all should have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_peft.comparison.schema import Match
+from lightning_peft.modules.meta import meta_base
+
+LARGEST = 1 << 20
+Count = Callable[[int], int]
+
+
+def final_parameters(module: Any, run: str = "") -> int:
+    """Trainable parameters at the end of a run, counted on the meta device.
+
+    Args:
+        module: An adapted module as instantiated from a configuration.
+        run: Its name, for the error.
+
+    Raises:
+        ValueError: If only data decide the count.
+    """
+    model = meta_base(module)
+    module.adapter.attach(model, initialize=False)
+    count = module.adapter.final_parameters(model)
+    if count is None:
+        raise ValueError(
+            f"match.parameters: how many parameters train at the end of {run} is for its data to "
+            f"decide; put {run} into match.leave."
+        )
+    return count
+
+
+def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
+    """The rank that comes nearest to a budget, and the parameters that it makes.
+
+    Args:
+        run: Name of the run, for the error.
+        match: The budget.
+        count: Final parameters by rank, which must not fall as the rank rises; raises a
+            ``ValueError`` for a rank that the method refuses.
+
+    Raises:
+        ValueError: If no rank meets the budget; names those nearest to it.
+    """
+    assert match.parameters is not None
+    target, key = match.parameters, match.rank_of.get(run, match.rank)
+    low, high = 0, 1
+    counts = {1: count(1)}
+    while counts[high] < target and high < LARGEST:
+        low, high = high, 2 * high
+        try:
+            counts[high] = count(high)
+        except ValueError:  # beyond what the method takes; the largest that it does is in between
+            high = _largest(low, high, counts, count)
+            break
+        if counts[high] == counts[low]:
+            break
+    while high - low > 1 and counts[high] >= target:
+        middle = (low + high) // 2
+        counts[middle] = count(middle)
+        low, high = (middle, high) if counts[middle] < target else (low, middle)
+    near = sorted(counts, key=lambda rank: (abs(counts[rank] - target), rank))
+    best = near[0]
+    if abs(counts[best] - target) > match.tolerance * target:
+        if len({counts[rank] for rank in near[:2]}) == 1:
+            near = near[:1]
+        shown = " and ".join(f"{key} = {rank} has {counts[rank]:,}" for rank in sorted(near[:2]))
+        raise ValueError(
+            f"match.parameters: no {key} gives {run} {target:,} trainable parameters within "
+            f"{match.tolerance:.0%}; {shown}. Give another number, a larger match.tolerance, or "
+            f"put {run} into match.leave."
+        )
+    return best, counts[best]
+
+
+def _largest(low: int, high: int, counts: dict[int, int], count: Count) -> int:
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            counts[middle] = count(middle)
+            low = middle
+        except ValueError:
+            high = middle
+    return low

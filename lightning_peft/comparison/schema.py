@@ -1,0 +1,142 @@
+"""What a comparison's file may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+# A configuration's file, settings by dotted key, or both in the order in which they are laid.
+Settings = str | dict[str, Any] | list[str | dict[str, Any]]
+
+
+@dataclass
+class Rates:
+    """Values of one key that every run is tried with, before the best of them is kept for it.
+
+    Args:
+        values: To try, such as learning rates.
+        key: Which setting they are of.
+        choose_by: A metric of validation, as fit leaves it in ``run.json``.
+        best: Whether its highest or its lowest value is best.
+        seeds: The seeds to choose by, over which the metric is averaged; the comparison's first
+            when None. The best value is then trained with all of the comparison's seeds.
+    """
+
+    values: list[float]
+    key: str = "model.optimizer.lr"
+    choose_by: str = "val_accuracy"
+    best: Literal["highest", "lowest"] = "highest"
+    seeds: list[int] | None = None
+
+
+@dataclass
+class Match:
+    """A budget that all runs get.
+
+    Args:
+        parameters: Trainable parameters at the end of a run, met by the choice of a rank.
+        tolerance: How far off they may be, as a share.
+        rank: The key that is chosen.
+        rank_of: By run, another key: ``model.adapter.target_r`` where a method ends at that.
+        leave: Runs that keep their own size, since no rank decides it.
+        steps: Optimizer steps.
+        seconds: Seconds of training, validation included; ``trainer.max_steps`` still ends a run
+            and sets the length of its learning-rate schedule.
+    """
+
+    parameters: int | None = None
+    tolerance: float = 0.05
+    rank: str = "model.adapter.r"
+    rank_of: dict[str, str] = field(default_factory=dict)
+    leave: list[str] = field(default_factory=list)
+    steps: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Comparison:
+    """A grid of configurations, seeds and overrides under one protocol.
+
+    Args:
+        runs: By name what is run: a configuration's file, settings by dotted key, or a list of
+            both, laid over the base in their order. Files are looked for beside the comparison's.
+        folder: Where everything goes.
+        base: Configurations laid over one another, under every run.
+        overrides: Settings by dotted key over the base, under the run's own.
+        grid: By run, keys with the values to try in its place, every one with every other:
+            ``{droplora: {model.adapter.p: [0.1, 0.3]}}`` makes ``droplora p=0.1`` and
+            ``droplora p=0.3``.
+        seeds: Of adapters, masks and the order of data (``seed_everything``).
+        baseline: The run that differences are taken to, paired by seed; the first when None.
+        baselines: By run, another one.
+        rates: Values of one key, the best of which is chosen for each run on validation.
+        match: Budgets that all runs get.
+        score: What runs are judged by: a metric of ``test``, which begins with ``test/``, or one of
+            validation, and then nothing is tested.
+        checkpoint: What is tested: ``last``, or a file in ``checkpoints/`` such as ``best.ckpt``.
+        curve: A metric of ``metrics.csv``, drawn over steps.
+        workers: Runs at a time, each in a process of its own; on several GPUs each has one.
+        threads: Processor threads of each; the machine's, shared among the workers, when None.
+    """
+
+    runs: dict[str, Settings]
+    folder: str
+    base: list[str] = field(default_factory=list)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    baseline: str | None = None
+    baselines: dict[str, str] = field(default_factory=dict)
+    rates: Rates | None = None
+    match: Match | None = None
+    score: str = "test/average"
+    checkpoint: str = "last"
+    curve: str = "val_accuracy"
+    workers: int = 1
+    threads: int | None = None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; by default the last one wins in silence."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if key in seen:
+            raise _Twice(key, seen[key], line)
+        seen[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+class _Twice(Exception):
+    """A key that stands twice: the key and both lines."""
+
+
+def check_keys_once(path: str | Path) -> None:
+    """Refuse a file in which two runs, or two keys of one place, have one name.
+
+    Args:
+        path: The comparison's file; whether it exists and is YAML, others say.
+
+    Raises:
+        ValueError: Naming the key and both lines.
+    """
+    try:
+        yaml.load(Path(path).read_text(), _UniqueKeys)
+    except _Twice as twice:
+        key, first, second = twice.args
+        raise ValueError(
+            f"{path}: {key!r} stands in line {first} and again in line {second}; two runs, or two "
+            "settings, need two names."
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return

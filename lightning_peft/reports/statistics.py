@@ -1,0 +1,62 @@
+"""Means over seeds, and how sure one can be of them.
+
+A bootstrap's percentile interval is too narrow for a few seeds: for five it holds the true mean in
+about five cases of six and not in 95 of 100. The expanded percentile interval (Hesterberg 2015,
+https://arxiv.org/abs/1411.5279, section 5.3) takes more extreme quantiles instead, such that for a
+normal sample it is as wide as Student's: ``Φ(-√(n / (n - 1)) · t)`` in the place of 2.5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+DRAWS = 10_000
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, expanded: bool = True
+) -> tuple[float, float]:
+    """A bootstrap interval of the mean; the same at every call.
+
+    Args:
+        values: One for each seed.
+        level: How often such an interval should hold the true mean.
+        expanded: Whether quantiles are corrected for the small number of values.
+
+    Returns:
+        Its ends; both the value itself where there is only one, since that tells no spread.
+    """
+    rng = np.random.default_rng(0)
+    means = rng.choice(np.asarray(values, dtype=float), (DRAWS, len(values))).mean(1)
+    tail = (1 - level) / 2
+    if expanded and len(values) > 1:
+        n = len(values)
+        tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def is_noise(interval: tuple[float, float], count: int) -> bool:
+    """Whether a difference may as well be none: its interval holds zero, or one seed is all."""
+    low, high = interval
+    return count < 2 or low <= 0 <= high
+
+
+def student_quantile(p: float, freedom: int) -> float:
+    """The quantile of Student's t distribution.
+
+    With T = √ν · tan θ the density in θ is proportional to ``cos(θ)^(ν - 1)``.
+
+    Args:
+        p: Above one half and below one.
+        freedom: Degrees of freedom (ν), at least 1.
+    """
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    areas = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp((p - 0.5) * 2, areas / areas[-1], angles)
+    return float(math.sqrt(freedom) * math.tan(angle))
