@@ -118,6 +118,10 @@ class TextDataModule(TokenizedDataModule):
         """Say how a task's answers are generated."""
         return self.protocol
 
+    def task_protocol(self, task: str) -> Protocol:
+        """Return the protocol in force on a test task, its decoding included."""
+        return self.decoding(task)
+
     def follow_up(self, batch: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any] | None:
         """Ask on in a conversation.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -92,8 +93,26 @@ class TokenizedDataModule(LightningDataModule):
         raise NotImplementedError
 
     def test_sets(self) -> Mapping[str, Any]:
-        """Make the test set of every task: data sets with ``collate`` and ``longest_first``."""
+        """Make the test set of every task: with ``collate``, ``longest_first``, ``fingerprint``."""
         raise NotImplementedError
+
+    def task_protocol(self, task: str) -> Any:
+        """Return the protocol in force on a test task, a data class that is stamped."""
+        raise NotImplementedError
+
+    def test_stamp(self, task: str) -> dict[str, Any]:
+        """Say what a test task's predictions depend on beside the weights.
+
+        Args:
+            task: One of ``test_tasks``, after ``setup("test")``.
+
+        Returns:
+            The fields of the protocol in force on it, ``records``, how many there are, and
+            ``fingerprint``, which tells them by what is asked and expected.
+        """
+        data = self._test_sets()[task]
+        own = dataclasses.asdict(self.task_protocol(task))
+        return {**own, "records": len(data), "fingerprint": data.fingerprint()}
 
     # Lightning ------------------------------------------------------------------------------------
 
@@ -155,9 +174,8 @@ class TokenizedDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each of ``test_tasks``, longest prompts first."""
-        if self._tests is None:
-            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
-        return [self._eval_loader(data, data.longest_first()) for data in self._tests.values()]
+        tests = self._test_sets().values()
+        return [self._eval_loader(data, data.longest_first()) for data in tests]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the test loaders."""
@@ -167,6 +185,11 @@ class TokenizedDataModule(LightningDataModule):
         if self._training is None:
             raise RuntimeError("The training data are there from `setup('fit')` on; call it first.")
         return self._training
+
+    def _test_sets(self) -> Mapping[str, Any]:
+        if self._tests is None:
+            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
+        return self._tests
 
     def _sampler(self, data: TrainingData, seed: int) -> RandomBatchSampler:
         lengths = data.lengths()
