@@ -21,8 +21,9 @@ class CausalLMModule(AdaptedModule):
     """Trains and tests an adapted causal language model.
 
     The data module gives batches with ``input_ids``, ``attention_mask``, ``labels`` (all (batch,
-    tokens)) and ``num_target_tokens``; for tests it says how answers are generated (``decoding``,
-    ``follow_up``) and scored (``judge``, ``score``).
+    tokens)) and ``num_target_tokens``, and with ``position_ids`` where records are packed; for
+    tests it says how answers are generated (``decoding``, ``follow_up``) and scored (``judge``,
+    ``score``).
 
     Args:
         kwargs: The arguments of :class:`AdaptedModule`.
@@ -46,9 +47,11 @@ class CausalLMModule(AdaptedModule):
         """
         labels = batch["labels"][:, 1:]
         positions = (labels != -100).any(0).nonzero()[:, 0]
+        # Of packed records the positions say which attend to which, if there is no mask.
+        known = "position_ids" if "position_ids" in batch else "attention_mask"
         output = self.model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **{known: batch[known]},
             use_cache=False,
             logits_to_keep=positions,
         )
