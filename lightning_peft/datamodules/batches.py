@@ -79,11 +79,12 @@ def training_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     return {
         "input_ids": pad([ids for ids, _ in rows], pad_id),
         "attention_mask": pad([[1] * len(ids) for ids, _ in rows], 0),
-        "labels": pad([_labels(*row) for row in rows], IGNORED),
+        "labels": pad([row_labels(*row) for row in rows], IGNORED),
     }
 
 
-def _labels(ids: list[int], spans: Sequence[int]) -> list[int]:
+def row_labels(ids: list[int], spans: Sequence[int]) -> list[int]:
+    """Return a row's labels: its ids within the spans, else ``IGNORED``."""
     labels = [IGNORED] * len(ids)
     for begin, end in zip(spans[::2], spans[1::2], strict=True):
         labels[begin:end] = ids[begin:end]

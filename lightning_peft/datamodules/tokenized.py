@@ -92,6 +92,10 @@ class TokenizedDataModule(LightningDataModule):
         """Make the training and the validation set (which may be empty)."""
         raise NotImplementedError
 
+    def batched_data(self) -> TrainingData:
+        """Return what rows of training batches are drawn from: the training set, or packs of it."""
+        return self._sets()[0]
+
     def test_sets(self) -> Mapping[str, Any]:
         """Make the test set of every task: with ``collate``, ``longest_first``, ``fingerprint``."""
         raise NotImplementedError
@@ -132,7 +136,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return a loader of the training set that can continue in the middle of an epoch."""
-        data, trainer = self._sets()[0], self.trainer
+        data, trainer = self.batched_data(), self.trainer
         sampler = self._sampler(data, self.seed)
         if trainer is None:
             return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
