@@ -118,13 +118,10 @@ def packed_batch(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tenso
         ``position_ids``, each `(1, tokens)`. A record's first token is never a label: what stands
         before it is another record.
     """
-    labels = [row_labels(*row) for row in rows]
-    for own in labels:
-        own[0] = IGNORED
-    columns = {
+    columns: dict[str, list[Sequence[int]]] = {
         "input_ids": [ids for ids, _ in rows],
         "attention_mask": [[1] * len(ids) for ids, _ in rows],
-        "labels": labels,
+        "labels": [[IGNORED, *row_labels(*row)[1:]] for row in rows],
         "position_ids": [range(len(ids)) for ids, _ in rows],
     }
     return {

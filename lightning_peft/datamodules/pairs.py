@@ -60,6 +60,11 @@ class PairProtocol:
     template: str | None
     max_length: int
 
+    def __str__(self) -> str:
+        """Say in one line what is done, as a run prints it."""
+        how = "the tokenizer's own encoding" if self.template is None else repr(self.template)
+        return f"{self.name}: {how}, {self.max_length} tokens"
+
 
 class PairEncoder:
     """Turns texts and pairs into token ids.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -41,10 +41,13 @@ class TokenizedDataModule(LightningDataModule):
         cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
 
     Attributes:
+        protocol: What is pinned of how records are asked and answered; a run prints it.
         test_tasks: Names of the test sets, in the order of the test loaders.
         counts: After ``setup``: records per split, how many prompts were cut, and how many records
             were left out.
     """
+
+    protocol: Any = None
 
     def __init__(
         self,
@@ -128,6 +131,8 @@ class TokenizedDataModule(LightningDataModule):
         """
         self._refuse_distributed_sampler()
         self._load_tokenizer()
+        if self.protocol is not None and self._training is None and self._tests is None:
+            rank_zero_info(f"protocol {self.protocol}")
         if stage in ("fit", "validate", None) and self._training is None:
             self._training = self.training_sets()
         if stage in ("test", "predict", None) and self._tests is None:
