@@ -38,6 +38,15 @@ class CausalLMModule(AdaptedModule):
         """Load the base model, in training mode."""
         return load_causal_lm(self.model_name_or_path, self.dtype_name, self.attn_implementation)
 
+    def setup(self, stage: str) -> None:
+        """Refuse data with labels instead of texts."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "label_names"):
+            raise ValueError(
+                f"{type(self).__name__} answers in texts, but {type(data).__name__} has labels; "
+                "take SequenceClassificationModule."
+            )
+
     # Training and validation.
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
