@@ -134,7 +134,7 @@ class MathDataModule(TextDataModule):
                 for i, r in enumerate(records)
             ]
         return [
-            self.example(r["question"], with_marker(r["answer"]), "gsm8k", i)
+            self.example(r["question"], with_marker(r["answer"], f"Record {i + 1} of gsm8k"), "gsm8k", i)
             for i, r in enumerate(records)
         ]
 

@@ -62,7 +62,16 @@ class Protocol:
         )
 
     def prompt(self, instruction: str) -> str:
-        """Write the prompt for one instruction (which may hold braces)."""
+        """Write the prompt for one instruction (which may hold braces).
+
+        Raises:
+            ValueError: If the template has no place for it.
+        """
+        if "{instruction}" not in self.template:
+            raise ValueError(
+                f"The template of the protocol {self.name!r} has no place for {{instruction}}: "
+                f"{self.template!r}."
+            )
         return self.template.replace("{instruction}", instruction)
 
 
