@@ -48,5 +48,7 @@ def gold(task: str, record: Mapping[str, Any], number: int) -> str:
     comparable = (text in tuple("ABCDE")) if task == "AQuA" else same_number(text, text)
     if not comparable:
         wanted = "letter from A to E" if task == "AQuA" else "number"
-        raise ValueError(f"Record {number} of {task} has the answer {text!r}, which is no {wanted}.")
+        raise ValueError(
+            f"Record {number} of {task} has the answer {text!r}, which is no {wanted}."
+        )
     return text
