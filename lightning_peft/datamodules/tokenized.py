@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -40,10 +41,13 @@ class TokenizedDataModule(LightningDataModule):
         cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
 
     Attributes:
+        protocol: What is pinned of how records are asked and answered; a run prints it.
         test_tasks: Names of the test sets, in the order of the test loaders.
         counts: After ``setup``: records per split, how many prompts were cut, and how many records
             were left out.
     """
+
+    protocol: Any = None
 
     def __init__(
         self,
@@ -91,9 +95,31 @@ class TokenizedDataModule(LightningDataModule):
         """Make the training and the validation set (which may be empty)."""
         raise NotImplementedError
 
+    def batched_data(self) -> TrainingData:
+        """Return what rows of training batches are drawn from: the training set, or packs of it."""
+        return self._sets()[0]
+
     def test_sets(self) -> Mapping[str, Any]:
-        """Make the test set of every task: data sets with ``collate`` and ``longest_first``."""
+        """Make the test set of every task: with ``collate``, ``longest_first``, ``fingerprint``."""
         raise NotImplementedError
+
+    def task_protocol(self, task: str) -> Any:
+        """Return the protocol in force on a test task, a data class that is stamped."""
+        raise NotImplementedError
+
+    def test_stamp(self, task: str) -> dict[str, Any]:
+        """Say what a test task's predictions depend on beside the weights.
+
+        Args:
+            task: One of ``test_tasks``, after ``setup("test")``.
+
+        Returns:
+            The fields of the protocol in force on it, ``records``, how many there are, and
+            ``fingerprint``, which tells them by what is asked and expected.
+        """
+        data = self._test_sets()[task]
+        own = dataclasses.asdict(self.task_protocol(task))
+        return {**own, "records": len(data), "fingerprint": data.fingerprint()}
 
     # Lightning ------------------------------------------------------------------------------------
 
@@ -105,6 +131,8 @@ class TokenizedDataModule(LightningDataModule):
         """
         self._refuse_distributed_sampler()
         self._load_tokenizer()
+        if self.protocol is not None and self._training is None and self._tests is None:
+            rank_zero_info(f"protocol {self.protocol}")
         if stage in ("fit", "validate", None) and self._training is None:
             self._training = self.training_sets()
         if stage in ("test", "predict", None) and self._tests is None:
@@ -113,7 +141,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return a loader of the training set that can continue in the middle of an epoch."""
-        data, trainer = self._sets()[0], self.trainer
+        data, trainer = self.batched_data(), self.trainer
         sampler = self._sampler(data, self.seed)
         if trainer is None:
             return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
@@ -155,9 +183,8 @@ class TokenizedDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each of ``test_tasks``, longest prompts first."""
-        if self._tests is None:
-            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
-        return [self._eval_loader(data, data.longest_first()) for data in self._tests.values()]
+        tests = self._test_sets().values()
+        return [self._eval_loader(data, data.longest_first()) for data in tests]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the test loaders."""
@@ -167,6 +194,11 @@ class TokenizedDataModule(LightningDataModule):
         if self._training is None:
             raise RuntimeError("The training data are there from `setup('fit')` on; call it first.")
         return self._training
+
+    def _test_sets(self) -> Mapping[str, Any]:
+        if self._tests is None:
+            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
+        return self._tests
 
     def _sampler(self, data: TrainingData, seed: int) -> RandomBatchSampler:
         lengths = data.lengths()

@@ -21,8 +21,9 @@ class CausalLMModule(AdaptedModule):
     """Trains and tests an adapted causal language model.
 
     The data module gives batches with ``input_ids``, ``attention_mask``, ``labels`` (all (batch,
-    tokens)) and ``num_target_tokens``; for tests it says how answers are generated (``decoding``,
-    ``follow_up``) and scored (``judge``, ``score``).
+    tokens)) and ``num_target_tokens``, and with ``position_ids`` where records are packed; for
+    tests it says how answers are generated (``decoding``, ``follow_up``) and scored (``judge``,
+    ``score``).
 
     Args:
         kwargs: The arguments of :class:`AdaptedModule`.
@@ -37,6 +38,15 @@ class CausalLMModule(AdaptedModule):
         """Load the base model, in training mode."""
         return load_causal_lm(**self.how_to_load())
 
+    def setup(self, stage: str) -> None:
+        """Refuse data with labels instead of texts."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "label_names"):
+            raise ValueError(
+                f"{type(self).__name__} answers in texts, but {type(data).__name__} has labels; "
+                "take SequenceClassificationModule."
+            )
+
     # Training and validation.
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -46,9 +56,11 @@ class CausalLMModule(AdaptedModule):
         """
         labels = batch["labels"][:, 1:]
         positions = (labels != -100).any(0).nonzero()[:, 0]
+        # Of packed records the positions say which attend to which, if there is no mask.
+        known = "position_ids" if "position_ids" in batch else "attention_mask"
         output = self.model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **{known: batch[known]},
             use_cache=False,
             logits_to_keep=positions,
         )
