@@ -454,10 +454,11 @@ def gathered(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[N
 @torch.no_grad()
 def optimizer_state(optimizer: Any) -> dict[str, Any]:
     """What ``optimizer.state_dict()`` would be on one device."""
-    groups = _groups(optimizer)
-    flat = [p for group in groups for p in group]
+    groups, flat = _groups(optimizer), parameters_of(optimizer)
     if all(_keeper(p) is _Whole for p in flat):
-        return optimizer.state_dict()
+        state = optimizer.state_dict()
+        # Entries are changed later on; the optimizer's own must not be.
+        return {**state, "state": {i: {**entry} for i, entry in state["state"].items()}}
     state = {}
     for index, p in enumerate(flat):
         keeper = _keeper(p)
@@ -476,8 +477,7 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
 @torch.no_grad()
 def load_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
     """Take back what :func:`optimizer_state` gave, written under whatever engine."""
-    groups = _groups(optimizer)
-    flat = [p for group in groups for p in group]
+    flat = parameters_of(optimizer)
     if all(_keeper(p) is _Whole for p in flat):
         optimizer.load_state_dict(saved)
         return
@@ -490,6 +490,11 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
                 _keeper(p).write_moment(p, optimizer, key, v)
             else:
                 _engine_state(p, optimizer)[key] = v.clone() if isinstance(v, Tensor) else v
+
+
+def parameters_of(optimizer: Any) -> list[nn.Parameter]:
+    """The model's parameters that an optimizer trains, in the order of its state's indices."""
+    return [p for group in _groups(optimizer) for p in group]
 
 
 def _groups(optimizer: Any) -> list[list[nn.Parameter]]:
