@@ -324,7 +324,6 @@ def test_two_processes_agree_under_droplora(mask: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["wanda", "random"])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="not reduced over processes yet")
 def test_two_processes_agree_on_what_each_sees_for_itself(criterion: Any) -> None:
     check_strategy(Pruned(criterion=criterion), ranks=2)
 

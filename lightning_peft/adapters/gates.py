@@ -32,7 +32,7 @@ class RankScale(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Scale rank activations, (..., r) to (..., r)."""
-        return z * self.values.to(z.dtype)
+        return z * self.values[: z.shape[-1]].to(z.dtype)  # dead components may stand behind
 
 
 def chain(first: nn.Module, then: nn.Module | None) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_peft import distributed
 from lightning_peft.adapters.gates import gate_diagonal
 
 
@@ -201,8 +202,15 @@ class LoRALinear(nn.Module):
         return [(self.lora_A, 0), (self.lora_B, 1)]
 
     def trained_values(self, parameter: nn.Parameter) -> int:
-        """How many values of one of this layer's parameters train; fewer where a mask is fixed."""
-        return parameter.numel()
+        """How many values of one of this layer's parameters train.
+
+        Fewer than it has where a mask is fixed, or dead components stand behind the living ones.
+        """
+        shape = distributed.shape(parameter)
+        for own, dim in self.components():
+            if own is parameter:
+                return shape.numel() // max(shape[dim], 1) * self.rank
+        return shape.numel()
 
     # How PEFT writes it: LoRA, unless a subclass says otherwise.
 

@@ -46,6 +46,8 @@ class AdaLoRA(AdapterStrategy):
         ValueError: If a number lies outside its range.
     """
 
+    needs = frozenset({"whole weights", "whole steps"})
+
     def __init__(
         self,
         r: int = 12,

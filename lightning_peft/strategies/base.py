@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import (
     AttachReport,
     adapter_layers,
@@ -106,6 +107,11 @@ class AdapterStrategy(Callback):
         ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
     """
 
+    # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
+    # forward pass too), "whole steps" (the optimizer and after_step see parameters, gradients and
+    # state as they are on one device). Checked when a run starts.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def __init__(
         self,
         r: int = 8,
@@ -166,10 +172,13 @@ class AdapterStrategy(Callback):
         sample: Sample,
         loss: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        accumulate: int = 1,
     ) -> None:
         """Look at data before the first step, and change the layers if need be.
 
-        Not called on resume.
+        Not called on resume. With several processes each is given its share of the sample, the same
+        number of batches; what is learned from them is to be reduced
+        (:mod:`lightning_peft.distributed`).
 
         Args:
             model: The adapted model.
@@ -177,13 +186,16 @@ class AdapterStrategy(Callback):
                 again and again.
             loss: Of one batch, a scalar with gradients.
             optimizer: Makes the optimizer of updates that are thrown away.
+            accumulate: Batches to an optimizer step.
         """
 
     @_noted
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the backward pass and before the optimizer's step ``global_step`` (0-based).
 
-        Gradients are those of the whole accumulation window, unscaled and not yet clipped.
+        Gradients are those of the whole accumulation window, unscaled and not yet clipped. Where an
+        engine keeps them elsewhere ``parameter.grad`` is None or a share:
+        :func:`lightning_peft.distributed.gradient` gives the full one everywhere.
         """
 
     @_noted
@@ -240,6 +252,10 @@ class AdapterStrategy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         self.decisions = list(state_dict["decisions"])
+
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a checkpoint keeps of the states of all processes; the first's, if all are alike."""
+        return states[0]
 
     # What all methods share.
 
@@ -360,8 +376,8 @@ class AdapterStrategy(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Call :meth:`before_step`."""
-        if self.model is not None:
+        """Call :meth:`before_step`, at a window's last micro-batch only (DeepSpeed calls at each)."""
+        if self.model is not None and not trainer.fit_loop._should_accumulate():
             self.before_step(self.model, optimizer, trainer.global_step)
 
     def on_train_batch_end(
@@ -371,8 +387,23 @@ class AdapterStrategy(Callback):
         step = trainer.global_step - 1
         if self.model is not None and step > self._last_step and step >= 0:
             self.after_step(self.model, trainer.optimizers[0], step)
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (step + 1) % every == 0:
+                self.assert_agreement(step)
         self._last_step = max(step, self._last_step)
+
+    def assert_agreement(self, step: int) -> None:
+        """Raise if processes have come to other ranks or shared layers; cheap where they agree."""
+        assert self.model is not None
+        first: dict[int, str] = {}
+        structure = {
+            name: [layer.rank, first.setdefault(id(layer.lora_A), name)]
+            for name, layer in adapter_layers(self.model).items()
+        }
+        distributed.assert_agreement(step, structure, "ranks and sharing")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin after the steps that a resumed run has made already."""
         self._last_step, self._steps = trainer.global_step - 1, 0
+        if self.model is not None:
+            self.assert_agreement(trainer.global_step)

@@ -111,6 +111,8 @@ class DoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
     """
 
+    needs = frozenset({"whole weights"})
+
     def layer(self, base: nn.Module) -> DoRALinear:
         """A linear with direction and magnitude."""
         return DoRALinear(

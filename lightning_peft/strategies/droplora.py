@@ -157,7 +157,7 @@ class LearnedRankMask(nn.Module):
         """Mask rank activations, (..., r) to (..., r)."""
         if not self.training:
             return z
-        soft = self.logits.sigmoid()
+        soft = self.logits[: z.shape[-1]].sigmoid()  # dead components may stand behind
         hard = (soft >= 0.5).to(soft.dtype)
         mask = hard.detach() + soft - soft.detach()
         return z * (mask / hard.mean().clamp_min(1e-8)).to(z.dtype)

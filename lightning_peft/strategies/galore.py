@@ -37,6 +37,8 @@ class GaLore(TrainedWeights):
         ValueError: If ``update_proj_gap`` is below 1; with an optimizer other than AdamW.
     """
 
+    needs = frozenset({"whole weights", "whole steps"})
+
     def __init__(
         self,
         r: int = 128,

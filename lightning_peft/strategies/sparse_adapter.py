@@ -62,6 +62,8 @@ class SparseAdapter(AdapterStrategy):
         ValueError: If a number lies outside its range.
     """
 
+    needs = frozenset({"whole steps"})
+
     def __init__(
         self, r: int = 8, sparsity: float = 0.5, start_step: int = 20, **lora: Any
     ) -> None:
