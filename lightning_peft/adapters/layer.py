@@ -212,6 +212,12 @@ class LoRALinear(nn.Module):
                 return shape.numel() // max(shape[dim], 1) * self.rank
         return shape.numel()
 
+    def before_loading(self, state: Mapping[str, Tensor]) -> None:
+        """Make ready for saved tensors, by their names in this layer."""
+
+    def after_loading(self) -> None:
+        """Take notice of the tensors that were loaded."""
+
     # How PEFT writes it: LoRA, unless a subclass says otherwise.
 
     def peft_tensors(self) -> dict[str, Tensor]:

@@ -62,6 +62,10 @@ def load_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model: The adapted model.
         state: Tensors by full name; where the model's are larger, they fill the front.
     """
+    layers = adapter_layers(model)
+    for name, layer in layers.items():
+        start = f"{name}."
+        layer.before_loading({k[len(start) :]: v for k, v in state.items() if k.startswith(start)})
     written: set[int] = set()
     for name, tensor in _own_tensors(model).items():
         if name not in state or id(tensor) in written:
@@ -71,6 +75,8 @@ def load_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             distributed.write(tensor, widened(state[name], distributed.shape(tensor)))
         else:
             tensor.copy_(state[name])
+    for layer in layers.values():
+        layer.after_loading()
 
 
 def widened(tensor: Tensor, shape: torch.Size) -> Tensor:
