@@ -148,9 +148,20 @@ class PrunedLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch anew, behind the hooks by which an engine makes parameters whole."""
         super().on_train_start(trainer, pl_module)
+        self._say_if_too_short(trainer.estimated_stepping_batches)
         if self._watch is not None and self.model is not None:
             self._watch.__exit__(None, None, None)
             self._watch_activations(self.model)
+
+    def _say_if_too_short(self, steps: float) -> None:
+        plan = (self.r, self.target_r, self.start_step, self.prune_every, self.prune_count)
+        last = schedule.last_event_step(*plan)
+        if last is not None and last >= steps:
+            rank_zero_warn(
+                f"PrunedLoRA reaches target_r = {self.target_r} at step {last}, but this run has "
+                f"{int(steps)} steps and ends at rank {schedule.rank_at(int(steps) - 1, *plan)}: "
+                "lower start_step or prune_every, or raise prune_count."
+            )
 
     def _watch_activations(self, model: nn.Module) -> None:
         if self._watches_activations:
