@@ -74,7 +74,6 @@ class ResidualLinear(LoRALinear):
         lost = -self.scaling * self.start_B
         return torch.cat([left, lost], 1), torch.cat([right, self.start_A])
 
-
     def before_loading(self, state: Mapping[str, Tensor]) -> None:
         """Before other factors are loaded, give the base its own back."""
         present = {"start_A": self.start_A, "start_B": self.start_B}

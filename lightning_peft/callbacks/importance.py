@@ -92,7 +92,13 @@ class LayerImportance(Callback):
         self._record(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the decisions and draw the picture."""
+        """Write the decisions and draw the picture; also of a run killed after its last step."""
+        if self._folder is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast
+            undrawn = (folder / "importance.csv").is_file() and not (
+                folder / "importance.png"
+            ).is_file()
+            self._folder = folder if undrawn and trainer.is_global_zero else None
         self._close(trainer)
 
     def on_exception(

@@ -90,8 +90,8 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
         folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
-        if not trainer.is_global_zero or (not self._started and (folder / "run.json").is_file()):
-            return  # the run had ended already
+        if not trainer.is_global_zero or (not self._started and _has_ended(folder / "run.json")):
+            return
         if self.export_adapter:
             self._exported = take_away(getattr(pl_module, "model", pl_module), folder)
             rank_zero_info(self._exported)
@@ -158,6 +158,11 @@ class RunRecord(Callback):
 def run_folder(trainer: Trainer) -> Path:
     """Where a run leaves its files: the first logger's folder, or the trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _has_ended(path: Path) -> bool:
+    """Whether a record is of a run that came to its end; one that was killed is "running"."""
+    return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
 
 
 def take_away(model: nn.Module, folder: Path) -> str:
