@@ -22,6 +22,10 @@ COMMANDS = {
     "export": ("lightning_peft.commands.export", "adapter or merged model of a checkpoint"),
     "report": ("lightning_peft.commands.report", "pictures and a page of a run's folder"),
     "compare": ("lightning_peft.commands.compare", "many runs under one protocol, and their table"),
+    "estimate": (
+        "lightning_peft.commands.estimate",
+        "parameters, memory and sizes of a run beforehand",
+    ),
     "judge": ("lightning_peft.commands.judge", "a language model's ratings of answers to MT-Bench"),
 }
 

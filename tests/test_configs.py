@@ -18,7 +18,12 @@ from lightning_peft.commands import train
 from lightning_peft.modules import causal_lm
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.yaml"))
+# Those of comparisons are of another kind; tests/comparison plans each.
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob("configs/**/*.yaml")
+    if "compare" not in path.parts
+)
 METHODS = {
     "lora": "LoRA",
     "droplora": "DropLoRA",

@@ -96,20 +96,22 @@ def _config(
     }
 
 
-def save_peft(model: nn.Module, folder: str | Path) -> Path:
-    """Write the adapters of a model in PEFT's format.
+def peft_state(model: nn.Module) -> dict[str, Tensor]:
+    """What :func:`save_peft` writes, under the names that PEFT looks for; works on meta tensors.
 
     Args:
         model: The adapted model.
-        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` go; made if absent.
-
-    Returns:
-        The folder.
 
     Raises:
-        ValueError: If the model has no adapters, or every one of them has rank 0, or they are of
-            kinds that PEFT cannot hold in one adapter.
+        ValueError: As :func:`save_peft`.
     """
+    return _gather(model)[1]
+
+
+def _gather(
+    model: nn.Module,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], dict[str, nn.Module]]:
+    """Each layer's tensors, all tensors by their names in PEFT, and modules that train in full."""
     layers = {name: layer for name, layer in adapter_layers(model).items() if layer.rank > 0}
     if not layers:
         raise ValueError("the model has no adapter of rank 1 or more, so there is nothing to save.")
@@ -125,6 +127,25 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     saved = trained_modules(model)
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
+    return own, tensors, saved
+
+
+def save_peft(model: nn.Module, folder: str | Path) -> Path:
+    """Write the adapters of a model in PEFT's format.
+
+    Args:
+        model: The adapted model.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` go; made if absent.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the model has no adapters, or every one of them has rank 0, or they are of
+            kinds that PEFT cannot hold in one adapter.
+    """
+    own, tensors, saved = _gather(model)
+    layers = {name: adapter_layers(model)[name] for name in own}
     # safetensors refuses storage that two names share.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     folder = Path(folder)

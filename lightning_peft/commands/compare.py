@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
 
 from lightning_peft.commands.parser import FriendlyParser
-from lightning_peft.comparison.schema import Comparison, check_keys_once
+from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
 
 # Options of fit that are laid over every run.
 FIT = ("--trainer", "--model", "--data", "--importance", "--checkpoint.", "--record")
@@ -34,9 +37,13 @@ def main(words: list[str]) -> None:
         "--retry_failed", type=bool, default=False, help="Try again what failed before."
     )
     files = _files(own)
-    for path in files:
-        check_keys_once(path)
+    given = {name: value for path in files for name, value in read_once(path).items()}
     options = parser.parse_args(own)
+    for name in ("runs", "overrides", "grid"):
+        # jsonargparse fills in the arguments of every class that it sees, also those that come
+        # later, like a gate's rank: these stay as they were written.
+        if name in given and not any(word.startswith(f"--{name}") for word in own):
+            options[name] = given[name]
 
     from lightning_peft.comparison.outcomes import Outcomes
     from lightning_peft.comparison.pictures import save_pictures
@@ -44,9 +51,7 @@ def main(words: list[str]) -> None:
     from lightning_peft.comparison.runner import run_jobs
     from lightning_peft.comparison.table import write_table
 
-    made = parser.instantiate_classes(options)
-    names = list(Comparison.__dataclass_fields__)
-    comparison = Comparison(**{name: made[name] for name in names})
+    comparison = _comparison(options)
     plan = make_plan(comparison, Path(files[-1]).absolute().parent if files else Path(), extra)
     print(plan, flush=True)
     if options.plan_only:
@@ -57,6 +62,23 @@ def main(words: list[str]) -> None:
     print(write_table(outcomes, plan.folder))
     for path in (plan.folder / "results.csv", *save_pictures(outcomes, plan.folder)):
         print(path)
+
+
+def _comparison(options: Namespace) -> Comparison:
+    """The comparison of parsed options; classes that its settings name are not made."""
+    given = {name: _plain(options[name]) for name in Comparison.__dataclass_fields__}
+    for name, cls in (("rates", Rates), ("match", Match)):
+        if given[name] is not None:
+            given[name] = cls(**given[name])
+    return Comparison(**given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

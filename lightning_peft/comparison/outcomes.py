@@ -93,9 +93,13 @@ class Outcomes:
     def all_jobs(plan: Plan) -> list[Job]:
         """Every job that may become due."""
         comparison = plan.comparison
-        rates: list[float | None] = [*comparison.rates.values] if comparison.rates else [None]
         sweeps = [job for run in plan.trees for job in plan.sweep(run)]
-        rest = [Job(n, rate, s) for n in plan.trees for rate in rates for s in comparison.seeds]
+        rest = [
+            Job(run, rate, seed)
+            for run in plan.trees
+            for rate in plan.rates_of(run)
+            for seed in comparison.seeds
+        ]
         return list(dict.fromkeys([*sweeps, *rest]))
 
     def read(self, job: Job) -> None:
@@ -109,7 +113,8 @@ class Outcomes:
     @property
     def tests(self) -> bool:
         """Whether runs are judged by a test."""
-        return self.plan.comparison.score.startswith("test/")
+        comparison = self.plan.comparison
+        return any(name.startswith("test/") for name in (comparison.score, *comparison.also))
 
     def rates_of(self, run: str) -> dict[float, float]:
         """The metric of each rate of a sweep, averaged over its seeds; NaN where a job failed."""
@@ -156,18 +161,17 @@ class Outcomes:
 
     def progress(self) -> tuple[int, int]:
         """How many jobs are done, and how many there are."""
-        comparison = self.plan.comparison
-        known = 0
-        for run in self.plan.trees:
-            sweep = {job for job in self.plan.sweep(run)}
-            shared = sum(1 for seed in comparison.seeds if seed in {job.seed for job in sweep})
-            known += len(sweep) + len(comparison.seeds) - shared
-        return len(self.found), known
+        return len(self.found), self.plan.count()
 
-    def score(self, job: Job) -> float | None:
-        """What a job is judged by; None where it has not come so far, or failed."""
-        outcome = self.found.get(job)
-        return outcome.metrics.get(self.plan.comparison.score) if outcome and self.ok(job) else None
+    def score(self, job: Job, name: str | None = None) -> float | None:
+        """What a job is judged by; None where it has not come so far, or failed.
+
+        Args:
+            job: The job.
+            name: Of a metric; the comparison's score when None.
+        """
+        outcome, name = self.found.get(job), name or self.plan.comparison.score
+        return outcome.metrics.get(name) if outcome and self.ok(job) else None
 
     def ok(self, job: Job) -> bool:
         """Whether a job was trained, and tested where runs are."""

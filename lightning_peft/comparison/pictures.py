@@ -43,7 +43,9 @@ def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
         "importance_by_layer.png": lambda: draw_by_layer(
             shares, "share of importance within the module kind, % (mean over seeds)"
         ),
-        "rank_by_layer.png": lambda: draw_by_layer(ranks, "rank at the end (mean over seeds)", True),
+        "rank_by_layer.png": lambda: draw_by_layer(
+            ranks, "rank at the end (mean over seeds)", True
+        ),
     }
     saved = []
     for name, draw in pictures.items():
@@ -69,7 +71,7 @@ def _drawn(outcomes: Outcomes, run: str) -> Drawn:
     curves = {seed: _curve(folder, metric) for seed, _, folder in done}
     return Drawn(
         run,
-        scores_of(outcomes, run),
+        scores_of(outcomes, run, outcomes.plan.comparison.score),
         round(float(np.mean(counts))) if counts else None,
         curves,
         outcomes.plan.baseline_of(run),

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -72,8 +73,7 @@ class Plan:
     def __str__(self) -> str:
         """What will run, for printing."""
         comparison = self.comparison
-        trained = sum(len(set(self.sweep(run)) | self._seeds_of(run)) for run in self.trees)
-        lines = [f"{len(self.trees)} runs, {trained} trainings, in {self.folder}"]
+        lines = [f"{len(self.trees)} runs, {self.count()} trainings, in {self.folder}"]
         for run in self.trees:
             count = self.parameters.get(run)
             lines.append(f"  {run}" + ("" if count is None else f": {count:,} parameters"))
@@ -82,22 +82,33 @@ class Plan:
             lines.append(f"{comparison.rates.key}: {tried}, chosen by {comparison.rates.choose_by}")
         return "\n".join(lines)
 
-    def _seeds_of(self, run: str) -> set[Job]:
-        """A run's jobs at a rate that is not known yet, taken for the first."""
-        rates = self.comparison.rates
-        return {Job(run, rates.values[0] if rates else None, s) for s in self.comparison.seeds}
-
     def baseline_of(self, run: str) -> str:
         """The run that another one's difference is taken to."""
         given = self.comparison.baseline or next(iter(self.trees))
         return self.comparison.baselines.get(run, given)
 
+    def rates_of(self, run: str) -> list[float | None]:
+        """The values that a run is tried with; None alone where nothing is swept."""
+        rates = self.comparison.rates
+        return [*rates.values_of.get(run, rates.values)] if rates else [None]
+
     def sweep(self, run: str) -> Iterator[Job]:
         """The jobs among which a run's rate is chosen."""
         rates = self.comparison.rates
-        for rate in rates.values if rates else []:
+        for rate in self.rates_of(run) if rates else []:
             for seed in (rates and rates.seeds) or self.comparison.seeds[:1]:
                 yield Job(run, rate, seed)
+
+    def count(self) -> int:
+        """How many trainings there will be: each sweep, and all seeds at the value it chooses."""
+        seeds = set(self.comparison.seeds)
+        total = 0
+        for run in self.trees:
+            sweep = list(self.sweep(run))
+            first = self.rates_of(run)[0]
+            again = {job.seed for job in sweep if job.rate == first}
+            total += len(sweep) + len(seeds - again)
+        return total
 
     def settings_of(self, job: Job) -> dict[str, Any]:
         """One job's whole configuration."""
@@ -122,6 +133,16 @@ class Parsed(PeftCLI):
         """Run nothing."""
 
 
+def _is_late(word: str) -> bool:
+    """Whether an option is better put into a file.
+
+    On the command line jsonargparse does not take null for every type, and a class below another
+    one (a gate, whose rank comes later) only as the last option.
+    """
+    key, _, value = word.partition("=")
+    return value == "null" or (value.startswith("{") and key.count(".") > 1)
+
+
 class Resolver:
     """Gives whole configurations from files and settings; the parser is made once."""
 
@@ -137,6 +158,19 @@ class Resolver:
         Raises:
             ValueError: In one sentence, if a key or a value is wrong.
         """
+        late = [word for word in words if _is_late(word)]
+        tree = self._parse([word for word in words if word not in late])
+        if not late:
+            return tree
+        for word in late:
+            key, _, value = word.removeprefix("--").partition("=")
+            assign(tree, key, yaml.safe_load(value))
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "settings.yaml"
+            path.write_text(yaml.safe_dump(tree))
+            return self._parse(["--config", str(path)])
+
+    def _parse(self, words: Words) -> dict[str, Any]:
         words = ["fit", *words]
         if self._cli is None:
             self._cli = make_cli(words, Parsed)
@@ -150,7 +184,6 @@ class Resolver:
             warnings.filterwarnings("ignore", "(?s).*skip_none")
             text = self._cli._parser("fit").dump(config, skip_none=False)
         return yaml.safe_load(text)
-
 
     def module(self, tree: dict[str, Any]) -> Any:
         """The module of a configuration, its model not loaded.
@@ -197,7 +230,8 @@ def make_plan(comparison: Comparison, folder: Path, extra: Words = ()) -> Plan: 
         try:
             trees[run] = resolver.tree([*shared, *words])
             if comparison.rates:  # a wrong key is better found now
-                key, value = comparison.rates.key, comparison.rates.values[0]
+                key = comparison.rates.key
+                value = comparison.rates.values_of.get(run, comparison.rates.values)[0]
                 resolver.tree([*shared, *words, f"--{key}={value}"])
         except ValueError as error:
             raise _in_run(run, error) from error
@@ -341,7 +375,11 @@ def _check_names(comparison: Comparison) -> None:
     for name in comparison.runs:
         if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
             raise ValueError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
-    for key, values in (("seeds", comparison.seeds), ("rates.values", rates and rates.values)):
+    numbers: dict[str, Any] = {"seeds": comparison.seeds}
+    if rates:
+        numbers |= {"rates.values": rates.values, "rates.seeds": rates.seeds}
+        numbers |= {f"rates.values_of.{name}": v for name, v in rates.values_of.items()}
+    for key, values in numbers.items():
         if values is not None and (not values or len(set(values)) < len(values)):
             raise ValueError(f"{key} must be different numbers, at least one, got {values}.")
     for key, count in (("workers", comparison.workers), ("threads", comparison.threads)):
@@ -357,8 +395,9 @@ def _check_names(comparison: Comparison) -> None:
 def _check_known(plan: Plan) -> None:
     """Check the names of runs that other keys speak of."""
     comparison = plan.comparison
-    match = comparison.match
+    match, rates = comparison.match, comparison.rates
     named = {
+        "rates.values_of": list(rates.values_of) if rates else [],
         "baseline": [comparison.baseline] if comparison.baseline else [],
         "baselines": [*comparison.baselines, *comparison.baselines.values()],
         "match.rank_of": list(match.rank_of) if match else [],

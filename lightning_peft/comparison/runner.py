@@ -161,5 +161,3 @@ def _forget_failures(plan: Plan) -> None:
         folder = plan.folder_of(job)
         if read_result(folder).get("status") == "failed":
             (folder / RESULT).unlink()
-
-

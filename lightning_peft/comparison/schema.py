@@ -18,6 +18,7 @@ class Rates:
 
     Args:
         values: To try, such as learning rates.
+        values_of: By run, others: as many, for a fair choice.
         key: Which setting they are of.
         choose_by: A metric of validation, as fit leaves it in ``run.json``.
         best: Whether its highest or its lowest value is best.
@@ -26,6 +27,7 @@ class Rates:
     """
 
     values: list[float]
+    values_of: dict[str, list[float]] = field(default_factory=dict)
     key: str = "model.optimizer.lr"
     choose_by: str = "val_accuracy"
     best: Literal["highest", "lowest"] = "highest"
@@ -76,6 +78,7 @@ class Comparison:
         match: Budgets that all runs get.
         score: What runs are judged by: a metric of ``test``, which begins with ``test/``, or one of
             validation, and then nothing is tested.
+        also: Further metrics, each with a table of its own.
         checkpoint: What is tested: ``last``, or a file in ``checkpoints/`` such as ``best.ckpt``.
         curve: A metric of ``metrics.csv``, drawn over steps.
         workers: Runs at a time, each in a process of its own; on several GPUs each has one.
@@ -93,6 +96,7 @@ class Comparison:
     rates: Rates | None = None
     match: Match | None = None
     score: str = "test/average"
+    also: list[str] = field(default_factory=list)
     checkpoint: str = "last"
     curve: str = "val_accuracy"
     workers: int = 1
@@ -121,17 +125,20 @@ class _Twice(Exception):
     """A key that stands twice: the key and both lines."""
 
 
-def check_keys_once(path: str | Path) -> None:
-    """Refuse a file in which two runs, or two keys of one place, have one name.
+def read_once(path: str | Path) -> dict[str, Any]:
+    """Read a comparison's file, refusing one in which two runs, or two settings, have one name.
 
     Args:
-        path: The comparison's file; whether it exists and is YAML, others say.
+        path: The file; whether it exists and is a mapping, others say.
+
+    Returns:
+        What it holds; empty where it cannot be read.
 
     Raises:
         ValueError: Naming the key and both lines.
     """
     try:
-        yaml.load(Path(path).read_text(), _UniqueKeys)
+        content = yaml.load(Path(path).read_text(), _UniqueKeys)
     except _Twice as twice:
         key, first, second = twice.args
         raise ValueError(
@@ -139,4 +146,5 @@ def check_keys_once(path: str | Path) -> None:
             "settings, need two names."
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -23,6 +23,7 @@ class Row:
 
     Attributes:
         run: Its name.
+        score: Name of the metric.
         rate: The chosen value of ``rates.key``; None without a sweep.
         seeds: With a score.
         failed: Seeds without one.
@@ -35,7 +36,7 @@ class Row:
         difference: Mean over them of this run's score less the baseline's.
         difference_low: Lower end of its 95 % interval.
         difference_high: Its upper end.
-        inside_noise: Whether that interval holds zero; None for a baseline.
+        inside_noise: Whether that interval holds zero; None for a baseline, and below five pairs.
         parameters_start: Trainable parameters at the start, averaged over seeds.
         parameters_end: The same at the end.
         adapter_bytes: Size of the adapter's weights on the disk.
@@ -44,6 +45,7 @@ class Row:
     """
 
     run: str
+    score: str
     rate: float | None
     seeds: int
     failed: int
@@ -67,36 +69,38 @@ class Row:
 MEASURED = ("seconds_per_step", "peak_memory_mb")
 
 
-def make_rows(outcomes: Outcomes) -> list[Row]:
-    """Judge every run.
+def make_rows(outcomes: Outcomes, score: str) -> list[Row]:
+    """Judge every run by one metric.
 
     Args:
         outcomes: Of the comparison's jobs.
+        score: Name of the metric.
 
     Returns:
         A row for each run, in the order of the comparison.
     """
-    return [_row(outcomes, run) for run in outcomes.plan.trees]
+    return [_row(outcomes, run, score) for run in outcomes.plan.trees]
 
 
-def scores_of(outcomes: Outcomes, run: str) -> dict[int, float]:
+def scores_of(outcomes: Outcomes, run: str, score: str) -> dict[int, float]:
     """A run's score by seed.
 
     Args:
         outcomes: Of the comparison's jobs.
         run: Its name.
+        score: Name of the metric.
     """
-    found = {job.seed: outcomes.score(job) for job in outcomes.chosen(run)}
+    found = {job.seed: outcomes.score(job, score) for job in outcomes.chosen(run)}
     return {seed: score for seed, score in found.items() if score is not None}
 
 
-def _row(outcomes: Outcomes, run: str) -> Row:
-    jobs, scores = outcomes.chosen(run), scores_of(outcomes, run)
+def _row(outcomes: Outcomes, run: str, score: str) -> Row:
+    jobs, scores = outcomes.chosen(run), scores_of(outcomes, run, score)
     settled, rate = outcomes.choice(run)
     # Without a rate that could be trained there is no job to count.
     lost = settled and not jobs
     failed = len(outcomes.plan.comparison.seeds) if lost else _count_failed(outcomes, jobs)
-    row = Row(run, rate, len(scores), failed)
+    row = Row(run, score, rate, len(scores), failed)
     baseline = outcomes.plan.baseline_of(run)
     if scores:
         values = list(scores.values())
@@ -105,7 +109,7 @@ def _row(outcomes: Outcomes, run: str) -> Row:
         row.low, row.high = bootstrap_interval(values)
     if run != baseline:
         row.baseline = baseline
-        _compare(row, scores, scores_of(outcomes, baseline))
+        _compare(row, scores, scores_of(outcomes, baseline, score))
     done = [outcomes.found[job] for job in jobs if job.seed in scores]
     for name, attribute in (("start", "parameters_start"), ("end", "parameters_end")):
         setattr(row, attribute, _mean([getattr(outcome, name) for outcome in done]))
@@ -148,16 +152,19 @@ def write_table(outcomes: Outcomes, folder: Path) -> str:
     Returns:
         The Markdown.
     """
-    rows, comparison = make_rows(outcomes), outcomes.plan.comparison
+    comparison = outcomes.plan.comparison
+    scores = dict.fromkeys((comparison.score, *comparison.also))
+    rows = {score: make_rows(outcomes, score) for score in scores}
     columns = [column.name for column in fields(Row)]
-    table = [[_plain(value) for value in asdict(row).values()] for row in rows]
-    title = f"{comparison.score}, mean ± standard deviation"
-    cells = [_cells(row) for row in rows]
-    markdown = "\n\n".join([_markdown(title, cells), *_notes(outcomes)]) + "\n"
+    flat = [row for found in rows.values() for row in found]
+    table = [[_plain(value) for value in asdict(row).values()] for row in flat]
+    cells = {score: [_cells(row) for row in found] for score, found in rows.items()}
+    shown = [_markdown(score, found) for score, found in cells.items()]
+    markdown = "\n\n".join([*shown, *_notes(outcomes)]) + "\n"
     files = {
         "results.csv": _csv(columns, table),
         "results.md": markdown,
-        "results.tex": _latex(title, cells),
+        "results.tex": "\n".join(_latex(score, found) for score, found in cells.items()),
         "seeds.csv": _csv(*_seeds(outcomes)),
     }
     for name, text in files.items():
@@ -232,6 +239,8 @@ def _cells(row: Row) -> list[str]:
 
 def _gap(row: Row) -> str:
     text = f"{row.difference:+.3f} ({row.difference_low:+.3f} to {row.difference_high:+.3f})"
+    if row.inside_noise is None:
+        return f"{text}, too few seeds to tell"
     return f"{text}, inside the noise" if row.inside_noise else text
 
 
@@ -239,14 +248,18 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _markdown(title: str, cells: Sequence[Sequence[str]]) -> str:
-    head = [name or title for name in HEAD]
+def _head(score: str) -> list[str]:
+    return [name or f"{score}, mean ± standard deviation" for name in HEAD]
+
+
+def _markdown(score: str, cells: Sequence[Sequence[str]]) -> str:
+    head = _head(score)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
-def _latex(title: str, cells: Sequence[Sequence[str]]) -> str:
-    lines = [[name or title for name in HEAD], *cells]
+def _latex(score: str, cells: Sequence[Sequence[str]]) -> str:
+    lines = [_head(score), *cells]
     rows = [" & ".join(_escape(cell) for cell in line) + r" \\" for line in lines]
     begin = rf"\begin{{tabular}}{{l{'r' * (len(HEAD) - 1)}}}"
     parts = [begin, r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule", r"\end{tabular}"]
@@ -265,6 +278,8 @@ def _notes(outcomes: Outcomes) -> list[str]:
     if comparison.rates:
         rates = comparison.rates
         tried = ", ".join(f"{value:g}" for value in rates.values)
+        for run, values in rates.values_of.items():
+            tried += f" ({run}: {', '.join(f'{value:g}' for value in values)})"
         chosen_on = ", ".join(map(str, rates.seeds or comparison.seeds[:1]))
         notes.append(
             f"rate: the one of {tried} ({rates.key}) with the {rates.best} {rates.choose_by} on "
@@ -272,7 +287,8 @@ def _notes(outcomes: Outcomes) -> list[str]:
         )
     notes.append(
         "Intervals are 95 % bootstrap intervals over seeds (expanded percentile); differences are "
-        "paired by seed, and inside the noise where their interval holds zero."
+        "paired by seed, and inside the noise where their interval holds zero; fewer than five "
+        "seeds cannot tell."
     )
     failures = [
         f"- {job.label}: {outcomes.failure(job)}" for job in outcomes.found if outcomes.failure(job)

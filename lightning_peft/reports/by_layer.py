@@ -80,5 +80,3 @@ def _short(kind: str) -> str:
 
 def _depth(label: str) -> tuple[float, str]:
     return (float(label), "") if label.isdigit() else (math.inf, label)
-
-

@@ -114,7 +114,9 @@ def draw_by_seed(runs: Sequence[Drawn], score: str) -> Figure:
     ax = figure.subplots()
     for i, seed in enumerate(seeds):
         spread = 0.18 * (i / max(len(seeds) - 1, 1) - 0.5)
-        points = [(run.scores[seed], y + spread) for y, run in enumerate(shown) if seed in run.scores]
+        points = [
+            (run.scores[seed], y + spread) for y, run in enumerate(shown) if seed in run.scores
+        ]
         colour = _colour_map("viridis", i / max(len(seeds) - 1, 1) * 0.9)
         ax.scatter(*zip(*points, strict=True), s=18, color=[colour], label=f"seed {seed}", zorder=2)
     for y, run in enumerate(shown):

@@ -1,9 +1,13 @@
 """Means over seeds, and how sure one can be of them.
 
-A bootstrap's percentile interval is too narrow for a few seeds: for five it holds the true mean in
-about five cases of six and not in 95 of 100. The expanded percentile interval (Hesterberg 2015,
+A bootstrap's percentile interval is too narrow for a few seeds. The expanded percentile interval (Hesterberg 2015,
 https://arxiv.org/abs/1411.5279, section 5.3) takes more extreme quantiles instead, such that for a
-normal sample it is as wide as Student's: ``Φ(-√(n / (n - 1)) · t)`` in the place of 2.5 %.
+normal sample it is as wide as Student's: ``Φ(-√(n / (n - 1)) · t)`` in the place of 2.5 %. Of 600
+normal samples, 95 % intervals held the true mean in (expanded; plain)
+
+    n = 10: 0.96; 0.89    n = 5: 0.93; 0.84    n = 4: 0.87; 0.80    n = 3: 0.75; 0.75
+
+No bootstrap reaches beyond the sample, so below five seeds none is judged by it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from statistics import NormalDist
 import numpy as np
 
 DRAWS = 10_000
+FEWEST = 5
 
 
 def bootstrap_interval(
@@ -40,10 +45,18 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def is_noise(interval: tuple[float, float], count: int) -> bool:
-    """Whether a difference may as well be none: its interval holds zero, or one seed is all."""
+def is_noise(interval: tuple[float, float], count: int) -> bool | None:
+    """Whether a difference may as well be none, its interval holding zero.
+
+    Args:
+        interval: Of the difference.
+        count: Seeds behind it.
+
+    Returns:
+        None with fewer than five seeds, which cannot tell.
+    """
     low, high = interval
-    return count < 2 or low <= 0 <= high
+    return None if count < FEWEST else low <= 0 <= high
 
 
 def student_quantile(p: float, freedom: int) -> float:

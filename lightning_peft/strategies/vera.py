@@ -159,9 +159,9 @@ def draw_projection(r: int, d_in: int, d_out: int, seed: int) -> tuple[Tensor, T
     Returns:
         A (r, d_in) and B (d_out, r).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     made = []
     for shape in ((r, d_in), (d_out, r)):
         bound = math.sqrt(2) * math.sqrt(3 / shape[1])
-        made.append(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+        made.append(torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator))
     return made[0], made[1]
