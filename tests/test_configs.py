@@ -195,3 +195,14 @@ def test_keeps_nothing_of_a_file_before_it(config: str, cli: Cli, tmp_path: Path
     after = cli([*words[:place], *before, *words[place:]])
     assert after.config.fit.model.as_dict() == alone.config.fit.model.as_dict()
     assert after.config.fit.data.as_dict() == alone.config.fit.data.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "seed"),
+    [([], 0), (["--seed_everything", "7"], 7), (["--seed_everything", "7", "--data.seed", "3"], 3)],
+)
+def test_the_order_of_data_follows_the_seed_unless_it_has_its_own(
+    words: list[str], seed: int, cli: Cli, tmp_path: Path
+) -> None:
+    made = cli([*command_of("configs/quickstart.yaml", tmp_path), *words])
+    assert made.datamodule.seed == seed

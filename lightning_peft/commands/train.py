@@ -27,6 +27,7 @@ from lightning_peft.runs import (
     belongs_to_run,
     find_last,
     folder_of,
+    interrupted_test,
     next_folder,
     read_checkpoint,
     step_of,
@@ -165,7 +166,11 @@ class PeftCLI(LightningCLI):
         own = self.ckpt_path is not None and (
             self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
         )
-        self.folder = folder_of(self.ckpt_path) if own and self.ckpt_path else next_folder(root)
+        if own and self.ckpt_path is not None:
+            self.folder = folder_of(self.ckpt_path)
+        else:
+            asks = self.subcommand in ("test", "predict")
+            self.folder = (interrupted_test(root) if asks else None) or next_folder(root)
 
     def instantiate_classes(self) -> None:
         """Make everything, and let through what a constructor itself says of its arguments."""

@@ -66,7 +66,6 @@ class TextDataModule(TokenizedDataModule):
     ) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
         self.packing = packing
-        self._packed: PackedDataset | None = None
         changes = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         given = {key: at_least(1, key, n) for key, n in changes.items() if n is not None}
         chosen = self.protocols[known("protocol", protocol, self.protocols)]
@@ -172,19 +171,16 @@ class TextDataModule(TokenizedDataModule):
             train = [e for i, e in enumerate(train) if i not in held_out]
         return self._encoded("train", train), self._encoded("val", val)
 
-    def batched_data(self) -> TrainingData:
-        """Return the training set, or packs of it."""
-        data = self._sets()[0]
+    def batched(self, data: TrainingData) -> TrainingData:
+        """Return the data, or packs of them."""
         if not self.packing:
             return data
-        if self._packed is None or self._packed.data is not data:
-            self._packed = PackedDataset(data, self._limit)
-            lengths = self._packed.lengths()
-            rank_zero_info(
-                f"packing: {len(data)} training records in {len(lengths)} packs of up to "
-                f"{self._limit} tokens, {lengths.mean() / self._limit:.1%} full"
-            )
-        return self._packed
+        packed = PackedDataset(data, self._limit)
+        rank_zero_info(
+            f"packing: {len(data)} training records in {len(packed)} packs of up to "
+            f"{self._limit} tokens, {packed.lengths().mean() / self._limit:.1%} full"
+        )
+        return packed
 
     def test_sets(self) -> dict[str, PromptDataset]:
         """Make the test set of every task."""

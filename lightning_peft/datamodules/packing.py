@@ -68,8 +68,8 @@ class PackedDataset(TorchDataset[Any]):
         packs: Each pack's rows of ``data``.
     """
 
-    def __init__(self, data: Any, limit: int) -> None:
-        self.data: TrainingData = data
+    def __init__(self, data: TrainingData, limit: int) -> None:
+        self.data = data
         lengths = self.data.lengths()
         if lengths is None:
             raise ValueError(

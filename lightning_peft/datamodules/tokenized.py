@@ -95,9 +95,9 @@ class TokenizedDataModule(LightningDataModule):
         """Make the training and the validation set (which may be empty)."""
         raise NotImplementedError
 
-    def batched_data(self) -> TrainingData:
-        """Return what rows of training batches are drawn from: the training set, or packs of it."""
-        return self._sets()[0]
+    def batched(self, data: TrainingData) -> TrainingData:
+        """Return what rows of training batches are drawn from: the data, or packs of them."""
+        return data
 
     def test_sets(self) -> Mapping[str, Any]:
         """Make the test set of every task: with ``collate``, ``longest_first``, ``fingerprint``."""
@@ -141,7 +141,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return a loader of the training set that can continue in the middle of an epoch."""
-        data, trainer = self.batched_data(), self.trainer
+        data, trainer = self.batched(self._sets()[0]), self.trainer
         sampler = self._sampler(data, self.seed)
         if trainer is None:
             return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
@@ -170,7 +170,7 @@ class TokenizedDataModule(LightningDataModule):
             seed: Fixes the sample and its orders.
         """
         data = self._sets()[0]
-        sample = Subset(data, stratified_sample(data.strata(), ratio, seed))
+        sample = self.batched(Subset(data, stratified_sample(data.strata(), ratio, seed)))
         return ResumableDataLoader(sample, self._sampler(sample, seed))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 from torch import distributed
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import hold, is_held, write_atomically
 
 Row = dict[str, Any]
 
@@ -26,6 +26,9 @@ class PredictionWriter:
     protocol that finds them goes on after their last line. ``protocol.json`` says how answers were
     asked for: the protocol, and under ``tasks`` each task's ``records``, their ``fingerprint``, and
     where its own protocol differs.
+
+    A test of a bare base or of an exported adapter has no run whose folder it could use: the
+    command finds that of an interrupted one by `lightning_peft.runs.interrupted_test`.
 
     Args:
         folder: Where the files go; a finished test's files there are overwritten.
@@ -56,6 +59,11 @@ class PredictionWriter:
     def _take_up(self, task: str, stamp: Row) -> None:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.rank}"
+        if path.is_file() and is_held(path):
+            raise ValueError(
+                f"{path} is being written by another test; wait for its end, or take another "
+                "trainer.default_root_dir."
+            )
         # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         if lines and _parsed(lines[0]) == json.loads(json.dumps(stamp)):
@@ -65,6 +73,7 @@ class PredictionWriter:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         self._files[task] = path.open("a", encoding="utf-8", buffering=1)
+        hold(self._files[task])
 
     def unanswered(self, batch: Row) -> Row | None:
         """Leave out of a batch what is answered already; None where nothing is left."""

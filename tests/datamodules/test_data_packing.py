@@ -89,17 +89,21 @@ def test_windows_weigh_packs_by_their_targets(loss_on: str, tokenizer: Any, tmp_
     assert len(data.train_dataloader()) < len(batches) / 1.5
 
 
-def test_validation_and_probe_are_not_packed(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_probe_is_packed_as_training_is_and_validation_is_not(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     data = prepared(tokenizer, tmp_path, packing=True)
-    for loader in (data.val_dataloader(), data.probe_dataloader(0.5)):
-        assert all("position_ids" not in batch for batch in loader)
+    assert all("position_ids" not in batch for batch in data.val_dataloader())
+    records = sum(int((b["position_ids"] == 0).sum()) for b in data.probe_dataloader(0.5))
+    plain = prepared(tokenizer, tmp_path).probe_dataloader(0.5)
+    assert records == sum(len(batch["labels"]) for batch in plain)
 
 
 def test_packs_have_the_length_and_the_task_of_their_records(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     data = prepared(tokenizer, tmp_path)
-    whole = data.batched_data()
+    whole = data._sets()[0]
     packed = PackedDataset(whole, LIMIT)
     assert packed.lengths().sum() == whole.lengths().sum()  # type: ignore[union-attr]
     assert packed.strata().tolist() == [whole.strata()[rows[0]] for rows in packed.packs]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from lightning_peft.datamodules.arithmetic import ArithmeticDataModule
 from lightning_peft.datamodules.commonsense import CommonsenseDataModule
 from lightning_peft.datamodules.pairs import PairProtocol
@@ -69,6 +71,14 @@ def test_arithmetic_is_pinned() -> None:
 def test_an_instruction_may_hold_braces() -> None:
     protocol = Protocol("p", "Q: {instruction} A:", "response", 8, 8)
     assert protocol.prompt("{x} {} {instruction}") == "Q: {x} {} {instruction} A:"
+
+
+def test_a_template_without_its_place_is_refused() -> None:
+    protocol = Protocol("p", "Q: {question}", "response", 8, 8)
+    with pytest.raises(
+        ValueError, match=r"^The template of the protocol 'p' has no place for \{ins"
+    ):
+        protocol.prompt("x")
 
 
 def test_indented_keeps_empty_lines_empty() -> None:
