@@ -278,7 +278,7 @@ class _Zero12(_Whole):
     @staticmethod
     def _shares(p: Any) -> tuple[Tensor, dict[str, Any]]:
         """This process' share of the parameter's group, and the optimizer's state of it."""
-        zero = p._zero_optimizer
+        zero = p._flat_in
         group = next(i for i, g in enumerate(zero.bit16_groups) if any(q is p for q in g))
         flat = zero.single_partition_of_fp32_groups[group]
         return flat, zero.optimizer.state.get(flat, {})
@@ -357,7 +357,7 @@ def _keeper(p: nn.Parameter) -> type[_Whole]:
         return _Fsdp
     if hasattr(p, "ds_id"):
         return _Zero3
-    if hasattr(p, "_hp_mapping"):
+    if hasattr(p, "_flat_in"):
         return _Zero12
     return _Whole
 
@@ -492,6 +492,13 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
                 _engine_state(p, optimizer)[key] = v.clone() if isinstance(v, Tensor) else v
 
 
+def mark_flat(optimizer: Any) -> None:
+    """Let ZeRO-1's and 2's parameters know who has their flat copies; DeepSpeed tells only some."""
+    for group in getattr(optimizer, "bit16_groups", ()):
+        for parameter in group:
+            parameter._flat_in = optimizer
+
+
 def parameters_of(optimizer: Any) -> list[nn.Parameter]:
     """The model's parameters that an optimizer trains, in the order of its state's indices."""
     return [p for group in _groups(optimizer) for p in group]
@@ -512,8 +519,8 @@ def _engine_state(p: nn.Parameter, optimizer: Any) -> Any:
     if not issubclass(keeper, _Zero12):
         return optimizer.state[p]
     flat, _ = keeper._shares(p)
-    inner = (p._z3_optimizer if keeper is _Zero3 else p._zero_optimizer).optimizer  # type: ignore[attr-defined]
-    return inner.state[flat]
+    zero: Any = p._z3_optimizer if keeper is _Zero3 else p._flat_in  # type: ignore[attr-defined]
+    return zero.optimizer.state[flat]
 
 
 def _other_state(p: nn.Parameter, optimizer: Any) -> dict[str, Any]:

@@ -162,20 +162,44 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    def setup(self, trainer: Any) -> None:
+        """Begin, and let parameters know where their flat copies are."""
+        super().setup(trainer)
+        for optimizer in self.optimizers:
+            distributed.mark_flat(optimizer)
+
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
         """Build the model whole; weights are cut when the engine begins."""
         yield
 
+    @property
+    def handles_gradient_accumulation(self) -> bool:
+        """No: DeepSpeed would count past a short last window, and never step at it."""
+        return False
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Say whether this micro-batch ends a window: DeepSpeed counts past a short last one."""
-        ends = not self.lightning_module.trainer.fit_loop._should_accumulate()  # type: ignore[union-attr]
-        self.deepspeed_engine.set_gradient_accumulation_boundary(ends)
+        """Tell DeepSpeed whether this micro-batch ends a window."""
+        self.deepspeed_engine.set_gradient_accumulation_boundary(self._ends_window)
         return super().training_step(*args, **kwargs)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Go backward; Lightning has divided by the accumulation already."""
-        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        kwargs["scale_wrt_gas"] = False
+        loss = super().backward(closure_loss, optimizer, *args, **kwargs)
+        if not self._ends_window:
+            self.deepspeed_engine.step()  # only counts the micro-batch
+        return loss
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Nothing: the boundary above says when gradients are reduced."""
+        yield
+
+    @property
+    def _ends_window(self) -> bool:
+        assert self.lightning_module is not None
+        return not self.lightning_module.trainer.fit_loop._should_accumulate()
 
 
 class FSDP(_OneFile, ModelParallelStrategy):
@@ -205,26 +229,35 @@ class FSDP(_OneFile, ModelParallelStrategy):
         """
         from torch.distributed.fsdp import fully_shard
 
-        mesh = self.device_mesh["data_parallel"]
+        options: Any = {"mesh": self.device_mesh["data_parallel"], "reshard_after_forward": True}
         linears = [m for m in model.modules() if isinstance(m, nn.Linear) and is_quantized(m)]
         whole = {p for linear in linears for p in linear.parameters()}
         # One parameter in two groups would become two: adapters, which layers may share, and
-        # modules that train with them are the root's.
-        roots = {p for layer in adapter_layers(model).values() for p in own_parameters(layer)}
-        roots |= {p for p in model.parameters() if p.requires_grad}
+        # modules that train with them are one group, the root's. It comes first, since a group
+        # takes nothing from modules that are cut already.
+        own = {p for layer in adapter_layers(model).values() for p in own_parameters(layer)}
+        own |= {p for p in model.parameters() if p.requires_grad}
+        base = set(model.parameters()) - own
+        fully_shard(model, ignored_params=base, **options)
         for block in _blocks(model):
-            fully_shard(block, mesh=mesh, ignored_params=roots | whole)
-        fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+            taken = {p for p in block.parameters() if p not in base} | whole
+            if any(p in base - whole for p in block.parameters()):
+                fully_shard(block, ignored_params=taken, **options)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer: the members of its outermost module lists."""
+    """What is cut together: a transformer's repeated blocks, and each leaf outside of them."""
     found: list[nn.Module] = []
-    inside: set[str] = set()
+    inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{n}.") for n in inside):
-            inside.add(name)
-            found += [block for block in module if any(True for _ in block.parameters())]
+        if name.startswith(inside or ("\0",)):
+            continue
+        if isinstance(module, nn.ModuleList):
+            inside += (f"{name}.",)
+            found += list(module)
+        elif any(True for _ in module.parameters(recurse=False)):
+            inside += (f"{name}.",)
+            found.append(module)
     return found
 
 
