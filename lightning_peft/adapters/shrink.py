@@ -68,13 +68,41 @@ def _keep_state(
     indices: Tensor,
     optimizer: Optimizer | None,
 ) -> None:
-    """Treat every tensor of the optimizer's state that has the parameter's old shape like it."""
-    if optimizer is None or parameter not in optimizer.state:
-        return
-    state = optimizer.state[parameter]
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            state[key] = _take(value, dim, indices, resize=True)
+    """Treat every moment like the parameter, which had another shape when they were made."""
+    if optimizer is not None:
+        for key, value in moments(parameter, optimizer, shape).items():
+            optimizer.state[parameter][key] = _take(value, dim, indices, resize=True)
+
+
+def moments(
+    parameter: nn.Parameter, optimizer: Optimizer, shape: torch.Size | None = None
+) -> dict[str, Tensor]:
+    """What an optimizer remembers of each value of a parameter.
+
+    Args:
+        parameter: The parameter.
+        optimizer: The optimizer.
+        shape: Of the parameter when it was last stepped; its own when None.
+
+    Returns:
+        Tensors of that shape by their name in the optimizer's state.
+
+    Raises:
+        ValueError: If the optimizer packs values together (8-bit, factored): what it remembers of
+            one cannot be taken out.
+    """
+    shape = parameter.shape if shape is None else shape
+    state = optimizer.state.get(parameter, {})
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    found = {key: value for key, value in tensors.items() if value.shape == shape}
+    packed = [key for key, value in tensors.items() if key not in found and value.numel() > 1]
+    if packed:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps {packed[0]} in another shape than the parameter, so "
+            "that single components or values cannot be taken out of it; give an optimizer with "
+            "plain moments, such as torch.optim.AdamW."
+        )
+    return found
 
 
 def keep_components(
@@ -93,9 +121,14 @@ def keep_components(
         optimizer: Whose moments follow. Without it a running optimizer's state is left as it was.
         resize: Whether tensors shrink or keep their size with the survivors in front; None for
             what the engine allows: they shrink on one device only.
+
+    Raises:
+        ValueError: If the optimizer packs its state (:func:`moments`).
     """
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
+    for parameter, _ in layer.components() if optimizer is not None else ():
+        moments(parameter, optimizer)  # refuses before anything is changed
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     if layer.gate is not None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.shrink import moments
 from lightning_peft.adapters.state import trainable_parameters
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -108,9 +109,8 @@ class SparseAdapter(AdapterStrategy):
         for (parameter, mask), keep in zip(pairs, kept, strict=True):
             mask.copy_(keep)
             parameter.mul_(mask)
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.mul_(mask)
+            for value in moments(parameter, optimizer).values():
+                value.mul_(mask)
 
 
 def _masked(layers: dict[str, LoRALinear]) -> list[tuple[nn.Parameter, Tensor]]:
