@@ -127,8 +127,9 @@ def keep_components(
     """
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
-    for parameter, _ in layer.components() if optimizer is not None else ():
-        moments(parameter, optimizer)  # refuses before anything is changed
+    if optimizer is not None:
+        for parameter, _ in layer.components():
+            moments(parameter, optimizer)  # refuses before anything is changed
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     if layer.gate is not None:
