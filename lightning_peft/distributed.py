@@ -188,8 +188,17 @@ class _Whole:
 
     @staticmethod
     def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
-        state = optimizer.state[p] if p in optimizer.state else {}
-        return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
+        state = optimizer.state.get(p, {})
+        tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+        found = {k: v for k, v in tensors.items() if v.shape == p.shape}
+        packed = next((k for k, v in tensors.items() if k not in found and v.numel() > 1), None)
+        if packed is not None:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {packed} in another shape than the parameter, "
+                "so that single components or values cannot be taken out of it; give an optimizer "
+                "with plain moments, such as torch.optim.AdamW."
+            )
+        return found
 
     @staticmethod
     def write_moment(p: nn.Parameter, optimizer: Any, key: str, value: Tensor) -> None:
@@ -405,7 +414,11 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 @torch.no_grad()
 def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
-    """The optimizer's full state of a parameter that has the parameter's shape, by key."""
+    """What the optimizer remembers of each value of a parameter, in full, by key.
+
+    Raises:
+        ValueError: If it packs values together (8-bit, factored), so that none can be taken out.
+    """
     return _keeper(p).moments(p, optimizer)
 
 

@@ -54,55 +54,14 @@ def _keep_slices(
             parameter, lambda t: _take(t, dim, indices.to(t.device), resize=False), optimizer
         )
         return
-    shape, grad = parameter.shape, parameter.grad
+    grad = parameter.grad
+    moments = {} if optimizer is None else distributed.moments(parameter, optimizer)
     value = _take(parameter.detach(), dim, indices, resize)
     grad = None if grad is None else _take(grad, dim, indices, resize)
     replace_tensor(parameter, value, grad)
-    _keep_state(parameter, shape, dim, indices, optimizer)
-
-
-def _keep_state(
-    parameter: nn.Parameter,
-    shape: torch.Size,
-    dim: int,
-    indices: Tensor,
-    optimizer: Optimizer | None,
-) -> None:
-    """Treat every moment like the parameter, which had another shape when they were made."""
-    if optimizer is not None:
-        for key, value in moments(parameter, optimizer, shape).items():
-            optimizer.state[parameter][key] = _take(value, dim, indices, resize=True)
-
-
-def moments(
-    parameter: nn.Parameter, optimizer: Optimizer, shape: torch.Size | None = None
-) -> dict[str, Tensor]:
-    """What an optimizer remembers of each value of a parameter.
-
-    Args:
-        parameter: The parameter.
-        optimizer: The optimizer.
-        shape: Of the parameter when it was last stepped; its own when None.
-
-    Returns:
-        Tensors of that shape by their name in the optimizer's state.
-
-    Raises:
-        ValueError: If the optimizer packs values together (8-bit, factored): what it remembers of
-            one cannot be taken out.
-    """
-    shape = parameter.shape if shape is None else shape
-    state = optimizer.state.get(parameter, {})
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    found = {key: value for key, value in tensors.items() if value.shape == shape}
-    packed = [key for key, value in tensors.items() if key not in found and value.numel() > 1]
-    if packed:
-        raise ValueError(
-            f"{type(optimizer).__name__} keeps {packed[0]} in another shape than the parameter, so "
-            "that single components or values cannot be taken out of it; give an optimizer with "
-            "plain moments, such as torch.optim.AdamW."
-        )
-    return found
+    for key, moment in moments.items():
+        assert optimizer is not None
+        optimizer.state[parameter][key] = _take(moment, dim, indices, resize)
 
 
 def keep_components(
@@ -123,13 +82,13 @@ def keep_components(
             what the engine allows: they shrink on one device only.
 
     Raises:
-        ValueError: If the optimizer packs its state (:func:`moments`).
+        ValueError: If the optimizer packs its state (:func:`lightning_peft.distributed.moments`).
     """
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
-    if optimizer is not None:
+    if optimizer is not None and resize:
         for parameter, _ in layer.components():
-            moments(parameter, optimizer)  # refuses before anything is changed
+            distributed.moments(parameter, optimizer)  # refuses before anything is changed
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     if layer.gate is not None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import moments
 from lightning_peft.adapters.state import trainable_parameters
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -109,7 +109,7 @@ class SparseAdapter(AdapterStrategy):
         for (parameter, mask), keep in zip(pairs, kept, strict=True):
             mask.copy_(keep)
             parameter.mul_(mask)
-            for value in moments(parameter, optimizer).values():
+            for value in distributed.moments(parameter, optimizer).values():
                 value.mul_(mask)
 
 
