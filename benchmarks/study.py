@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from lightning_peft.adapters import trainable_parameters
 from lightning_peft.datamodules import ArithmeticDataModule, Example
+from lightning_peft.reports.statistics import bootstrap_interval, is_noise
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
 RATES = (2.5e-3, 5e-3, 1e-2)
@@ -295,14 +296,6 @@ def work(part: int, parts: int, folder: Path) -> None:
 # The table.
 
 
-def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (draws, len(values))).mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def table(done: dict[Key, dict[str, Any]]) -> str:
     """The markdown table."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
@@ -335,9 +328,14 @@ def table(done: dict[Key, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """The plain 95 % bootstrap interval of a mean."""
+    return bootstrap_interval(values, expanded=False)
+
+
 def _gap(gaps: list[float], baseline: str) -> str:
     low, high = interval(gaps)
-    mark = "" if low > 0 or high < 0 else ", inside the noise"
+    mark = ", inside the noise" if is_noise((low, high), len(gaps)) else ""
     return f"{np.mean(gaps):+.3f} ({low:+.3f} to {high:+.3f}) to {baseline.split(',')[0]}{mark}"
 
 

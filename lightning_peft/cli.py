@@ -24,7 +24,7 @@ COMMANDS = {
     "compare": ("lightning_peft.commands.compare", "many runs under one protocol, and their table"),
     "estimate": (
         "lightning_peft.commands.estimate",
-        "parameters, memory and sizes of a run beforehand",
+        "parameters, memory, sizes of a run",
     ),
     "judge": ("lightning_peft.commands.judge", "a language model's ratings of answers to MT-Bench"),
 }

@@ -276,7 +276,7 @@ class _FlashOnMeta(TorchFunctionMode):
 
 
 def _base_bytes(model: nn.Module, quantization: str | None) -> int:
-    """Bytes of what does not train; the linears' weights in few bits where the base is quantized."""
+    """Bytes of what does not train; linears in few bits where the base is quantized."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
     total = nbytes([*frozen, *model.buffers()])
     if quantization is None:

@@ -55,9 +55,7 @@ class WeightPerturbation(Callback):
         """Measure, on every process its own validation batches."""
         weights = [layer.base.weight for layer in adapter_layers(pl_module).values()]
         if any(is_quantized(layer.base) for layer in adapter_layers(pl_module).values()):
-            raise ValueError(
-                "trainer.callbacks: WeightPerturbation needs a base without quantization."
-            )
+            raise ValueError("WeightPerturbation needs a base without quantization.")
         batches = trainer.val_dataloaders
         if not weights or batches is None:
             return

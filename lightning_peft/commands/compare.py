@@ -23,6 +23,38 @@ def main(words: list[str]) -> None:
     Raises:
         ValueError: In one sentence, if anything is wrong, before anything runs.
     """
+    comparison, folder, extra, options = read_comparison(words)
+
+    from lightning_peft.comparison.outcomes import Outcomes
+    from lightning_peft.comparison.pictures import save_pictures
+    from lightning_peft.comparison.plan import make_plan
+    from lightning_peft.comparison.runner import run_jobs
+    from lightning_peft.comparison.table import write_table
+
+    plan = make_plan(comparison, folder, extra)
+    print(plan, flush=True)
+    if options.plan_only:
+        return
+    if not options.table_only:
+        run_jobs(plan, options.retry_failed)
+    outcomes = Outcomes(plan)
+    print(write_table(outcomes, plan.folder))
+    for path in (plan.folder / "results.csv", *save_pictures(outcomes, plan.folder)):
+        print(path)
+
+
+def read_comparison(words: list[str]) -> tuple[Comparison, Path, list[str], Namespace]:
+    """Read what is asked for.
+
+    Args:
+        words: The command's options.
+
+    Returns:
+        The comparison, the folder of its file, the options of ``fit``, and all others.
+
+    Raises:
+        ValueError: In one sentence, if a key or value is wrong.
+    """
     own, extra = _split(words)
     parser = FriendlyParser(
         prog="lightning-peft compare",
@@ -44,24 +76,8 @@ def main(words: list[str]) -> None:
         # later, like a gate's rank: these stay as they were written.
         if name in given and not any(word.startswith(f"--{name}") for word in own):
             options[name] = given[name]
-
-    from lightning_peft.comparison.outcomes import Outcomes
-    from lightning_peft.comparison.pictures import save_pictures
-    from lightning_peft.comparison.plan import make_plan
-    from lightning_peft.comparison.runner import run_jobs
-    from lightning_peft.comparison.table import write_table
-
-    comparison = _comparison(options)
-    plan = make_plan(comparison, Path(files[-1]).absolute().parent if files else Path(), extra)
-    print(plan, flush=True)
-    if options.plan_only:
-        return
-    if not options.table_only:
-        run_jobs(plan, options.retry_failed)
-    outcomes = Outcomes(plan)
-    print(write_table(outcomes, plan.folder))
-    for path in (plan.folder / "results.csv", *save_pictures(outcomes, plan.folder)):
-        print(path)
+    folder = Path(files[-1]).absolute().parent if files else Path()
+    return _comparison(options), folder, extra, options
 
 
 def _comparison(options: Namespace) -> Comparison:

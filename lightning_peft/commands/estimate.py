@@ -55,7 +55,7 @@ def _batch(tree: dict[str, Any], options: argparse.Namespace) -> tuple[int, int]
     for key, value in (("rows", rows), ("tokens", tokens)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"--{key} must be given, above zero: data does not say it.")
-    return rows, tokens
+    return int(rows), int(tokens)  # type: ignore[arg-type]
 
 
 def _protocol_length(tree: dict[str, Any]) -> int | None:
@@ -99,8 +99,8 @@ def _text(
     return "\n".join(
         [
             *shown,
-            f"Activations are those of {rows} rows of {tokens} tokens{recomputed}. Kernels' own memory, the "
-            "allocator's waste and communication buffers come on top.",
+            f"Activations are those of {rows} rows of {tokens} tokens{recomputed}. Kernels' own "
+            "memory, the allocator's waste and communication buffers come on top.",
         ]
     )
 

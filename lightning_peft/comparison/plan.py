@@ -7,7 +7,8 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -133,6 +134,14 @@ class Parsed(PeftCLI):
         """Run nothing."""
 
 
+@contextmanager
+def _older_names() -> Iterator[None]:
+    """Names whose newer ones older releases of jsonargparse, supported too, do not know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*(skip_none|instantiate_classes)")
+        yield
+
+
 def _is_late(word: str) -> bool:
     """Whether an option is better put into a file.
 
@@ -179,9 +188,7 @@ class Resolver:
             parsed = self._cli.parser.parse_args(words)
         config = parsed["fit"].clone()
         config.pop("config", None)
-        with warnings.catch_warnings():
-            # Its newer name is not known to the older releases that are supported too.
-            warnings.filterwarnings("ignore", "(?s).*skip_none")
+        with _older_names():
             text = self._cli._parser("fit").dump(config, skip_none=False)
         return yaml.safe_load(text)
 
@@ -197,7 +204,8 @@ class Resolver:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningModule, "model")
         try:
-            made = parser.instantiate_classes(parser.parse_object({"model": tree["model"]}))
+            with _older_names():
+                made = parser.instantiate_classes(parser.parse_object({"model": tree["model"]}))
         except (ValueError, MisconfigurationException) as error:
             sentence = own_sentence(error, KEYS)
             if sentence is None:
@@ -206,13 +214,19 @@ class Resolver:
         return made.model
 
 
-def make_plan(comparison: Comparison, folder: Path, extra: Words = ()) -> Plan:  # type: ignore[assignment]
+def make_plan(
+    comparison: Comparison,
+    folder: Path,
+    extra: Sequence[str] = (),
+    resolver: Resolver | None = None,
+) -> Plan:
     """Resolve and check every run.
 
     Args:
         comparison: What is asked for.
         folder: Where files are looked for: that of the comparison's file.
         extra: Options of ``fit`` from the command line, laid over the base like ``overrides``.
+        resolver: One whose parser is made already.
 
     Returns:
         The plan.
@@ -223,15 +237,14 @@ def make_plan(comparison: Comparison, folder: Path, extra: Words = ()) -> Plan: 
     _check_names(comparison)
     base = [word for name in comparison.base for word in ("--config", _find(name, folder, "base"))]
     shared = [*base, *to_words(_budget(comparison)), *to_words(comparison.overrides), *extra]
-    resolver = Resolver()
-    trees = {}
+    resolver = resolver or Resolver()
+    trees: dict[str, dict[str, Any]] = {}
     options = expand(comparison, folder)
     for run, words in options.items():
         try:
             trees[run] = resolver.tree([*shared, *words])
-            if comparison.rates:  # a wrong key is better found now
-                key = comparison.rates.key
-                value = comparison.rates.values_of.get(run, comparison.rates.values)[0]
+            if comparison.rates and len(trees) == 1:  # a wrong key is better found now
+                key, value = comparison.rates.key, comparison.rates.values[0]
                 resolver.tree([*shared, *words, f"--{key}={value}"])
         except ValueError as error:
             raise _in_run(run, error) from error
@@ -323,7 +336,7 @@ def _words_of(settings: Settings, folder: Path, key: str) -> Words:
 
 
 def to_words(settings: dict[str, Any]) -> Words:
-    """Settings by dotted key as options; the shorter a key, the earlier, so that classes come first.
+    """Settings by dotted key as options; shorter keys come first, and with them classes.
 
     Args:
         settings: Values by key; a mapping without ``class_path`` is a level of keys.

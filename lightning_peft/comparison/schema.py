@@ -104,7 +104,7 @@ class Comparison:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; by default the last one wins in silence."""
+    """YAML in which a key that stands twice is an error; usually the last one wins in silence."""
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -46,7 +46,9 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, whole: bool = False) -
     top = max(value for values in runs.values() for value in values.values()) or 1.0
     norm = Normalize(0, top) if whole else PowerNorm(0.5, 0, top)
     for ax, (run, values) in zip(axes, runs.items(), strict=False):
-        grid = np.array([[values.get((k, l), math.nan) for k in kinds] for l in layers])
+        grid = np.array(
+            [[values.get((kind, layer), math.nan) for kind in kinds] for layer in layers]
+        )
         mesh = ax.imshow(np.ma.masked_invalid(grid), cmap="viridis", norm=norm, aspect="auto")
         ax.set_facecolor("#e4e4e4")
         ax.set_title(run, fontsize=9)

@@ -60,7 +60,7 @@ def draw_by_parameters(runs: Sequence[Drawn], score: str) -> Figure:
         mean, low, high = _mean(run)
         ends = [[mean - low], [high - mean]]
         style: dict[str, Any] = {"fmt": "o", "ms": 6, "capsize": 3, "lw": 1.2}
-        ax.errorbar([run.parameters], [mean], yerr=ends, color=colours[run.run], **style)
+        ax.errorbar([run.parameters or 1], [mean], yerr=ends, color=colours[run.run], **style)
     ax.set_xscale("log")
     ax.set(xlabel="trainable parameters at the end", ylabel=f"{score}, mean and 95 % interval")
     counts = [run.parameters or 1 for run in shown]
@@ -114,11 +114,10 @@ def draw_by_seed(runs: Sequence[Drawn], score: str) -> Figure:
     ax = figure.subplots()
     for i, seed in enumerate(seeds):
         spread = 0.18 * (i / max(len(seeds) - 1, 1) - 0.5)
-        points = [
-            (run.scores[seed], y + spread) for y, run in enumerate(shown) if seed in run.scores
-        ]
+        found = [(r.scores[seed], y + spread) for y, r in enumerate(shown) if seed in r.scores]
+        x, height = np.array(found).T
         colour = _colour_map("viridis", i / max(len(seeds) - 1, 1) * 0.9)
-        ax.scatter(*zip(*points, strict=True), s=18, color=[colour], label=f"seed {seed}", zorder=2)
+        ax.scatter(x, height, s=18, color=[colour], label=f"seed {seed}", zorder=2)
     for y, run in enumerate(shown):
         mean, low, high = _mean(run)
         ax.plot([low, high], [y, y], color="black", lw=1.2, zorder=3)

@@ -1,0 +1,48 @@
+"""The rank that meets a budget of parameters."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_peft.comparison.budget import find_rank
+from lightning_peft.comparison.schema import Match
+
+
+@pytest.mark.parametrize("target", [100, 130, 1000, 999_950])
+def test_nearest_rank_is_that_of_a_scan(target: int) -> None:
+    def count(rank: int) -> int:
+        return 60 + 37 * rank
+
+    rank, found = find_rank("a", Match(parameters=target, tolerance=0.5), count)
+    best = min(range(1, 40_000), key=lambda r: abs(count(r) - target))
+    assert (rank, found) == (best, count(best))
+
+
+def test_a_budget_below_rank_one_names_that_rank_alone_and_the_next() -> None:
+    with pytest.raises(ValueError, match=r"r = 1 has 1,000") as caught:
+        find_rank("a", Match(parameters=10), lambda rank: 1000 * rank)
+    assert "match.leave" in str(caught.value)
+
+
+def test_a_count_that_no_rank_moves_is_refused_without_a_search() -> None:
+    asked: list[int] = []
+
+    def count(rank: int) -> int:
+        asked.append(rank)
+        return 500
+
+    with pytest.raises(ValueError, match=r"model.adapter.r = 1 has 500\."):
+        find_rank("a", Match(parameters=1000), count)
+    assert asked == [1, 2]
+
+
+def test_ranks_that_a_method_refuses_end_the_search_at_the_largest_it_takes() -> None:
+    def count(rank: int) -> int:
+        if rank > 11:
+            raise ValueError("target_r must lie between 0 and r = 11")
+        return 10 * rank
+
+    assert find_rank("a", Match(parameters=112), count) == (11, 110)
+    assert find_rank("a", Match(parameters=90), count) == (9, 90)
+    with pytest.raises(ValueError, match="r = 10 has 100 and model.adapter.r = 11 has 110"):
+        find_rank("a", Match(parameters=300), count)

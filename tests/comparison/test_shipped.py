@@ -1,0 +1,84 @@
+"""Every shipped comparison is resolved and checked, as its first line says."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from lightning_peft.commands.compare import read_comparison
+from lightning_peft.comparison.plan import Resolver, make_plan
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(ROOT.glob("configs/compare/*.yaml"))
+
+
+def words_of(path: Path) -> list[str]:
+    words = shlex.split(path.read_text().splitlines()[0])[1:]
+    assert words[:2] == ["lightning-peft", "compare"]
+    return words[2:]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_is_planned(path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison, folder, extra, _ = read_comparison(words_of(path))
+    assert Path(comparison.folder) == Path("runs/compare") / path.stem
+    # Ranks of the large models are chosen in a slow test.
+    if not path.stem.startswith("tiny_"):
+        comparison.match = None
+    plan = make_plan(comparison, folder, extra, resolver)
+    assert all(plan.baseline_of(run) in plan.trees for run in plan.trees)
+    if path.stem.startswith("tiny_"):
+        models = {tree["model"]["init_args"]["model_name_or_path"] for tree in plan.trees.values()}
+        assert models == {"tiny_llama"}
+
+
+def test_each_study_has_a_small_one() -> None:
+    names = {path.stem for path in SHIPPED}
+    large = {name for name in names if not name.startswith("tiny_")}
+    assert {f"tiny_{name}" for name in large} == names - large - {"tiny_commonsense"}
+
+
+def test_the_comparison_of_all_methods_has_them_all_at_one_size(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_peft import strategies
+
+    monkeypatch.chdir(ROOT)
+    comparison, folder, extra, _ = read_comparison(words_of(ROOT / "configs/compare/tiny_all.yaml"))
+    plan = make_plan(comparison, folder, extra, resolver)
+    used = {
+        tree["model"]["init_args"]["adapter"]["class_path"].rpartition(".")[2]
+        for tree in plan.trees.values()
+    }
+    ours = {
+        name
+        for name in strategies.__all__
+        if issubclass(getattr(strategies, name), strategies.AdapterStrategy)
+    }
+    assert used == ours - {"AdapterStrategy"}
+    assert all(abs(count / 155_648 - 1) < 0.05 for count in plan.parameters.values())
+    assert len(plan.parameters) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["all"])
+def test_ranks_of_large_models_are_found_from_their_configuration(
+    stem: str, resolver: Resolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ).save_pretrained(tmp_path)
+    comparison, folder, extra, _ = read_comparison(words_of(ROOT / f"configs/compare/{stem}.yaml"))
+    extra = [*extra, "--model.model_name_or_path", str(tmp_path)]
+    plan = make_plan(comparison, folder, extra, resolver)
+    assert plan.parameters["LoRA"] == plan.parameters["PrunedLoRA"] == 56_098_816
