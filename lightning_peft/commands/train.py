@@ -277,6 +277,8 @@ def _quieten() -> None:
     warnings.filterwarnings(
         "ignore", "Checkpoint directory .* exists and is not empty", UserWarning
     )
+    # Validation is a choice, and without it there is no loader.
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero", UserWarning)
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # a download takes long enough to be shown
 
