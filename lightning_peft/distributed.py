@@ -254,7 +254,7 @@ class _Zero12(_Whole):
     def gradient(p: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_full_grad
 
-        return safe_get_full_grad(p)
+        return safe_get_full_grad(p) if p._flat_in.averaged_gradients else None  # type: ignore[attr-defined]
 
     @staticmethod
     def write_gradient(p: nn.Parameter, value: Tensor) -> None:

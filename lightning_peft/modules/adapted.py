@@ -311,7 +311,8 @@ class AdaptedModule(LightningModule):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def on_train_start(self) -> None:
-        """Let a resumed run's own csv files go on from here."""
+        """Let a resumed run's data and its own csv files go on from here."""
+        _restore_loader(self.trainer.fit_loop)
         self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
         for logger in self.trainer.loggers:
             if self.trainer.global_step > 0 and hasattr(logger, "go_on_from"):
@@ -325,6 +326,17 @@ class AdaptedModule(LightningModule):
         elif not self._drawing:
             offset_random_state(distributed.rank())
         self._drawing = True
+
+
+def _restore_loader(fit_loop: Any) -> None:
+    """Give a resumed run's loader its position, where Lightning has passed it over.
+
+    A schedule over epochs asks for the number of steps before the checkpoint's loops are read; for
+    that Lightning makes the loader, and never looks at the saved position again.
+    """
+    if fit_loop.restarting and fit_loop._combined_loader_states_to_load:
+        fit_loop._load_combined_loader_states()
+        iter(fit_loop._data_fetcher)
 
 
 class _Shares:
