@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
 from lightning_peft.adapters.attach import make_report
-from lightning_peft.adapters.state import load_values
+from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
 from lightning_peft.modules.checkpoint import (
     checkpoint_of,
@@ -127,9 +127,12 @@ class AdaptedModule(LightningModule):
             engine = self.trainer.strategy
             if engines.restores_late(engine) and self.trainer.ckpt_path is not None:
                 # Layers cannot be shared any more once the engine has wrapped them.
-                saved = read_checkpoint(engines.as_path(self.trainer.ckpt_path))
+                saved = read_checkpoint(self.trainer.ckpt_path)
                 self.adapter.restructure(self.model, saved["adapter"]["state"])
             engines.cut(engine, self.model)
+        # DDP would replace each process' masks by the first one's.
+        names = [f"model.{name}" for name in gate_buffers(self.model)]
+        self._ddp_params_and_buffers_to_ignore = names
 
     @property
     def _resumes(self) -> bool:
@@ -294,6 +297,8 @@ class AdaptedModule(LightningModule):
         state = strategy_state(self.adapter, checkpoint)
         checkpoint.update(checkpoint_of(self.model, self.adapter, "model.", state))
         checkpoint["random_state"] = distributed.everywhere(get_random_state())
+        masks = {f"model.{name}": mask.cpu() for name, mask in gate_buffers(self.model).items()}
+        checkpoint["masks"] = distributed.everywhere(masks)
         if checkpoint.get("optimizer_states"):
             checkpoint.update(optimizer_states(self.model, self.trainer.optimizers))
 
@@ -302,6 +307,9 @@ class AdaptedModule(LightningModule):
         restore_structure(self.model, self.adapter, checkpoint, prefix="model.")
         self.adapter.load_state_dict(checkpoint["adapter"]["state"])
         widen_optimizer_states(self.model, checkpoint)
+        masks = checkpoint.get("masks", [])
+        if len(masks) == distributed.world_size():
+            checkpoint["state_dict"].update(masks[distributed.rank()])
         self._random_state = checkpoint["random_state"]
         self._adapted = True
 

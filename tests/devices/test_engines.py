@@ -15,7 +15,7 @@ import torch
 from lightning_peft.runs import read_checkpoint
 from lightning_peft.strategies import DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp")
+ENGINES = ("ddp", pytest.param("zero1", marks=pytest.mark.slow), "zero2", "zero3", "fsdp")
 SAVED_AFTER = 10
 Results = dict[str, dict[str, Any]]
 
@@ -29,7 +29,7 @@ def every_strategy(name: str, rank: int, folder: Path) -> Results:
     """What one process of an engine does in this file, in one launch."""
     fit, before = engine_worker.fit, folder / "single-pruned.ckpt"
     layout = str(folder / "layout.json") if name == "zero3" else None
-    drop = {"r": 4, "p": 0.5, "mask": "step" if name == "ddp" else "token"}
+    drop: dict[str, Any] = {"r": 4, "p": 0.5, "mask": "step" if name == "ddp" else "token"}
     saved = folder / f"{name}-pruned.ckpt"
     masked = folder / f"{name}-masked.ckpt"
     done = {
@@ -86,7 +86,8 @@ def test_two_processes_train_as_one_device_does(name: str, folder: Path, single:
     for run in one:
         for key in ("state", "deltas"):
             for tensor, value in one[run][key].items():
-                assert torch.equal(value, other[run][key][tensor]), (run, tensor)
+                same = torch.equal(value, other[run][key][tensor])
+                assert same or tensor.endswith("gate.mask"), (run, tensor)
         assert one[run]["decisions"] == other[run]["decisions"]
     for run in ("lora", "pruned, SGD"):
         assert_same_training(single[run], one[run], 1e-6)
@@ -99,6 +100,9 @@ def test_two_processes_train_as_one_device_does(name: str, folder: Path, single:
     assert set(one["pruned"]["shapes"].values()) <= {(8, 32), (8, 48)}
     assert set(one["pruned"]["ranks"].values()) == {2}
     assert one["pruned"]["dead"] == one["pruned, SGD"]["dead"] == 0.0
+    if name == "ddp":  # whose masks hold for a step
+        masks = [{n: m for n, m in x["masked"]["state"].items() if "mask" in n} for x in (one, other)]
+        assert any(not torch.equal(mask, masks[1][n]) for n, mask in masks[0].items())
     # Masks differ between processes, and a resumed run draws the same ones: it ends bit for bit.
     assert one["masked"]["draw"][0] != one["masked"]["draw"][1]
     for run in ("pruned", "masked"):
