@@ -101,13 +101,13 @@ def everywhere(value: Any) -> list[Any]:
     return found
 
 
-def any_process(flag: bool) -> bool:
-    """Whether the flag is up on any process."""
+def largest(number: int) -> int:
+    """The largest of all processes' numbers."""
     if world_size() == 1:
-        return flag
-    sent = torch.tensor(int(flag), device=_device())
+        return number
+    sent = torch.tensor(number, device=_device())
     distributed.all_reduce(sent, distributed.ReduceOp.MAX)
-    return bool(sent)
+    return int(sent)
 
 
 def shared_out(batches: Iterable[Any]) -> Iterator[Any]:
@@ -263,7 +263,7 @@ class _Zero12(_Whole):
     def gradient(p: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_full_grad
 
-        return safe_get_full_grad(p)
+        return safe_get_full_grad(p) if p._flat_in.averaged_gradients else None  # type: ignore[attr-defined]
 
     @staticmethod
     def write_gradient(p: nn.Parameter, value: Tensor) -> None:

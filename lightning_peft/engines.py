@@ -14,7 +14,6 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -335,18 +334,3 @@ def explain(error: BaseException) -> str | None:
             "Go on from the last checkpoint with --ckpt_path last."
         )
     return None
-
-
-def as_path(path: Any) -> Path:
-    """A checkpoint's path, if it is a file of ours.
-
-    Raises:
-        ValueError: If it is a folder of shards, which is another program's.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(
-            f"ckpt_path: {path} is a folder of shards; lightning-peft export turns DeepSpeed's into "
-            "an adapter, and checkpoints to go on from are single files."
-        )
-    return path

@@ -59,6 +59,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         FileNotFoundError: If there is none.
         ValueError: If it is cut off or damaged.
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path} is a folder of shards that another program wrote; checkpoints here are single "
+            "files, under every engine."
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"the checkpoint {path} does not exist.")
     try:

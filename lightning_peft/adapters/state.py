@@ -54,6 +54,15 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def gate_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What gates hold beside parameters, by full name: masks, of which each process has its own."""
+    return {
+        f"{name}.gate.{leaf}": buffer
+        for name, layer in adapter_layers(model).items()
+        for leaf, buffer in (layer.gate.named_buffers() if layer.gate is not None else ())
+    }
+
+
 @torch.no_grad()
 def load_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write saved tensors into a model of the same ranks, whatever engine holds it.
@@ -143,7 +152,8 @@ def trainable_parameters(model: nn.Module, include_saved: bool = False) -> int:
     own = trained_values(model)
     count = sum(values for _, values in own.values())
     if include_saved or not adapter_layers(model):
-        count += sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+        others = (p for p in model.parameters() if p.requires_grad and id(p) not in own)
+        count += sum(distributed.shape(p).numel() for p in others)
     return count
 
 

@@ -22,8 +22,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, save_peft, trainable_parameters
+from lightning_peft.adapters.attach import own_parameters
 from lightning_peft.atomic import write_atomically
+from lightning_peft.callbacks.checkpoints import Preempted
 from lightning_peft.strategies.base import AdapterStrategy
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "lightning-peft")
@@ -49,6 +52,7 @@ class RunRecord(Callback):
         self._start_parameters: int | None = None
         self._started = False
         self._exported: str | None = None
+        self._folder = Path()
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
@@ -77,6 +81,8 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, so that a killed run has its record."""
         self._began, self._started = time.perf_counter(), True
+        # On every rank, since finding it is a broadcast; later on one process may be alone.
+        self._folder = run_folder(trainer)
         self._write(trainer, pl_module, status="running")
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -89,8 +95,16 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
-        folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
-        if not trainer.is_global_zero or (not self._started and _has_ended(folder / "run.json")):
+        folder = self._folder = run_folder(trainer)  # on every rank, since it is a broadcast
+        model = getattr(pl_module, "model", pl_module)
+        own = [p for layer in adapter_layers(model).values() for p in own_parameters(layer)]
+        own += [p for p in model.parameters() if p.requires_grad]
+        with distributed.gathered(model, own):
+            if trainer.is_global_zero:
+                self._finish(trainer, pl_module, folder)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+        if not self._started and _has_ended(folder / "run.json"):
             return
         if self.export_adapter:
             self._exported = take_away(getattr(pl_module, "model", pl_module), folder)
@@ -105,7 +119,8 @@ class RunRecord(Callback):
         if (
             self._started
         ):  # an earlier failure must not overwrite the record of the run to go on with
-            self._write(trainer, pl_module, status=f"failed: {exception}")
+            how = "preempted" if isinstance(exception, Preempted) else "failed"
+            self._write(trainer, pl_module, status=f"{how}: {exception}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the test's scores to the record in the folder, or begin one."""
@@ -120,10 +135,9 @@ class RunRecord(Callback):
         _write_json(path, record)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
-        folder = run_folder(trainer)
         if trainer.is_global_zero:
             record = {**self._record(trainer, pl_module), "status": status}
-            _write_json(folder / "run.json", record)
+            _write_json(self._folder / "run.json", record)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -137,12 +151,14 @@ class RunRecord(Callback):
             "protocol": _protocol(trainer),
             "data_seed": getattr(data, "seed", None),
             "seed": torch.initial_seed(),
+            "engine": engines.name_of(trainer.strategy),
+            "processes": trainer.world_size,
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "parameters": {
                 "start": self._start_parameters,
                 "end": trainable_parameters(pl_module, include_saved=True),
-                "total": sum(p.numel() for p in pl_module.parameters()),
+                "total": sum(distributed.shape(p).numel() for p in pl_module.parameters()),
             },
             "ranks": {name: layer.rank for name, layer in _layers(pl_module).items()},
             "metrics": _numbers(trainer.callback_metrics),

@@ -163,7 +163,8 @@ class TokenizedDataModule(LightningDataModule):
     def probe_dataloader(self, ratio: float, seed: int = 0) -> ResumableDataLoader:
         """Return a loader of a sample of the training set, stratified by task.
 
-        Its batches are windows of their own, and every pass over it has another order.
+        Its batches are windows of their own, and every pass over it has another order. Every
+        process is given all of them: whoever probes shares them out, the last ones too.
 
         Args:
             ratio: The sample's share of the training set, in (0, 1].
@@ -171,7 +172,7 @@ class TokenizedDataModule(LightningDataModule):
         """
         data = self._sets()[0]
         sample = self.batched(Subset(data, stratified_sample(data.strata(), ratio, seed)))
-        return ResumableDataLoader(sample, self._sampler(sample, seed))
+        return ResumableDataLoader(sample, self._sampler(sample, seed, processes=(0, 1)))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return one loader of all validation records, longest first; none without records."""
@@ -200,11 +201,13 @@ class TokenizedDataModule(LightningDataModule):
             raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
         return self._tests
 
-    def _sampler(self, data: TrainingData, seed: int) -> RandomBatchSampler:
-        lengths = data.lengths()
+    def _sampler(
+        self, data: TrainingData, seed: int, processes: tuple[int, int] | None = None
+    ) -> RandomBatchSampler:
+        lengths, share = data.lengths(), processes or self._rank()
         if self.group_by_length and lengths is not None:
-            return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *self._rank())
-        return RandomBatchSampler(len(data), self.batch_size, seed, *self._rank())
+            return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *share)
+        return RandomBatchSampler(len(data), self.batch_size, seed, *share)
 
     def _eval_loader(self, data: Any, order: Any) -> DataLoader[Any]:
         rank, world_size = self._rank()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
 from lightning_peft.adapters.attach import make_report
-from lightning_peft.adapters.state import load_values
+from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
 from lightning_peft.modules.checkpoint import (
     checkpoint_of,
@@ -142,9 +142,12 @@ class AdaptedModule(LightningModule):
             engine = self.trainer.strategy
             if engines.restores_late(engine) and self.trainer.ckpt_path is not None:
                 # Layers cannot be shared any more once the engine has wrapped them.
-                saved = read_checkpoint(engines.as_path(self.trainer.ckpt_path))
+                saved = read_checkpoint(self.trainer.ckpt_path)
                 self.adapter.restructure(self.model, saved["adapter"]["state"])
             engines.cut(engine, self.model)
+        # DDP would replace each process' masks by the first one's.
+        names = [f"model.{name}" for name in gate_buffers(self.model)]
+        self._ddp_params_and_buffers_to_ignore = names
 
     @property
     def _resumes(self) -> bool:
@@ -309,6 +312,8 @@ class AdaptedModule(LightningModule):
         state = strategy_state(self.adapter, checkpoint)
         checkpoint.update(checkpoint_of(self.model, self.adapter, "model.", state))
         checkpoint["random_state"] = distributed.everywhere(get_random_state())
+        masks = {f"model.{name}": mask.cpu() for name, mask in gate_buffers(self.model).items()}
+        checkpoint["masks"] = distributed.everywhere(masks)
         if checkpoint.get("optimizer_states"):
             checkpoint.update(optimizer_states(self.model, self.trainer.optimizers))
 
@@ -317,6 +322,9 @@ class AdaptedModule(LightningModule):
         restore_structure(self.model, self.adapter, checkpoint, prefix="model.")
         self.adapter.load_state_dict(checkpoint["adapter"]["state"])
         widen_optimizer_states(self.model, checkpoint)
+        masks = checkpoint.get("masks", [])
+        if len(masks) == distributed.world_size():
+            checkpoint["state_dict"].update(masks[distributed.rank()])
         self._random_state = checkpoint["random_state"]
         self._adapted = True
 
@@ -326,7 +334,8 @@ class AdaptedModule(LightningModule):
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     def on_train_start(self) -> None:
-        """Let a resumed run's own csv files go on from here."""
+        """Let a resumed run's data and its own csv files go on from here."""
+        _restore_loader(self.trainer.fit_loop)
         self._window = {"loss": 0.0, "tokens": 0, "since": time.perf_counter()}
         for logger in self.trainer.loggers:
             if self.trainer.global_step > 0 and hasattr(logger, "go_on_from"):
@@ -340,6 +349,17 @@ class AdaptedModule(LightningModule):
         elif not self._drawing:
             offset_random_state(distributed.rank())
         self._drawing = True
+
+
+def _restore_loader(fit_loop: Any) -> None:
+    """Give a resumed run's loader its position, where Lightning has passed it over.
+
+    A schedule over epochs asks for the number of steps before the checkpoint's loops are read; for
+    that Lightning makes the loader, and never looks at the saved position again.
+    """
+    if fit_loop.restarting and fit_loop._combined_loader_states_to_load:
+        fit_loop._load_combined_loader_states()
+        iter(fit_loop._data_fetcher)
 
 
 class _Shares:

@@ -219,7 +219,7 @@ class PrunedLoRA(AdapterStrategy):
             sums, like = self.sums[name], layer.lora_A
             sums.setdefault("C", torch.zeros(layer.rank, layer.rank, dtype=like.dtype))
             sums.setdefault("tokens", torch.zeros(()))
-            seen += [(sums, key) for key in ("C", "tokens")]
+            seen += [(sums, key) for key in _ACTIVATIONS]
         shared = distributed.total([sums[key].to(layer.lora_A.device) for sums, key in seen])
         for (sums, key), value in zip(seen, shared, strict=True):
             sums[key] = value
@@ -338,24 +338,35 @@ class PrunedLoRA(AdapterStrategy):
         return {**super().state_dict(), "sums": {name: dict(s) for name, s in self.sums.items()}}
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Activation sums of all processes added up; the others are the same on all."""
-        merged = super().merge_states(states)
-        sums: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for name in {name: None for state in states for name in state["sums"]}:
-            entries = [state["sums"][name] for state in states if name in state["sums"]]
-            for key in {key: None for entry in entries for key in entry}:
-                values = [entry[key].cpu() for entry in entries if key in entry]
-                added = key in ("C", "tokens")
-                sums[name][key] = torch.stack(values).sum(0) if added else values[0]
-        return {**merged, "sums": dict(sums)}
+        """Activation sums of every process; all else is the same on all."""
+        return {**super().merge_states(states), "sums_of": [state["sums"] for state in states]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave.
+
+        On as many processes each goes on with its own sums, exactly; on another number the first
+        goes on with those of all.
+        """
         super().load_state_dict(state_dict)
-        self.sums = defaultdict(dict, {name: dict(s) for name, s in state_dict["sums"].items()})
-        if distributed.rank() > 0:  # the first goes on with what all had seen
-            for sums in self.sums.values():
-                sums.pop("C", None), sums.pop("tokens", None)
+        saved = state_dict.get("sums_of", [state_dict["sums"]])
+        if len(saved) == distributed.world_size():
+            own = saved[distributed.rank()]
+        else:
+            own = _without_activations(state_dict["sums"])
+            for sums in saved if distributed.rank() == 0 else ():
+                for name, entry in sums.items():
+                    total = own.setdefault(name, {})
+                    for key in _ACTIVATIONS:
+                        if key in entry:
+                            total[key] = entry[key] + total.get(key, 0.0)
+        self.sums = defaultdict(dict, {name: dict(entry) for name, entry in own.items()})
+
+
+_ACTIVATIONS = ("C", "tokens")
+
+
+def _without_activations(sums: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {n: {k: v for k, v in s.items() if k not in _ACTIVATIONS} for n, s in sums.items()}
 
 
 def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:

@@ -8,18 +8,20 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset
 
 from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
-from lightning_peft.datamodules.loader import ResumableDataLoader  # noqa: F401 - preloaded
+from lightning_peft.datamodules.loader import ResumableDataLoader
+from lightning_peft.datamodules.samplers import RandomBatchSampler
 from lightning_peft.modules import CausalLMModule
 from lightning_peft.runs import AtomicCheckpointIO
 from lightning_peft.strategies import AdapterStrategy
@@ -28,68 +30,42 @@ from lightning_peft.testing import random_batch, tiny_llama
 STEPS, ACCUMULATE = 20, 2
 # The last window is short, as at the end of most epochs.
 MICRO_BATCHES = STEPS * ACCUMULATE - 1
-HALVES = 2
 
 
-def micro_batch(index: int, rank: int, world: int) -> dict[str, Any]:
-    """Process ``rank``'s part of a micro-batch, which is the same over all processes together."""
-    halves = [random_batch(HALVES * index + half) for half in range(HALVES)]
-    first = index // ACCUMULATE * ACCUMULATE
-    window = range(first, min(first + ACCUMULATE, MICRO_BATCHES))
-    rows = [random_batch(HALVES * i + half)["labels"] for i in window for half in range(HALVES)]
-    mine = halves[rank :: world] if world > 1 else halves
-    batch = {key: torch.cat([half[key] for half in mine]) for key in halves[0]}
-    count = sum(int((labels[:, 1:] != -100).sum()) for labels in rows)
-    return {**batch, "num_target_tokens": torch.tensor(count)}
+ROWS = 8  # of a micro-batch over all processes
 
 
-class MicroBatches(IterableDataset):
-    """Micro-batches from a position on."""
+class Examples(Dataset):
+    """Random rows of random length, as the data modules' sets give them."""
 
-    def __init__(self, start: int, count: int) -> None:
-        self.start, self.count = start, count
+    def __init__(self, count: int, first: int = 0) -> None:
+        self.rows = [random_batch(first + i, rows=1) for i in range(count)]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.rows)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        rank, world = distributed.rank(), distributed.world_size()
-        for index in range(self.start, self.count):
-            yield micro_batch(index, rank, world)
+    def __getitems__(self, indices: Any) -> list[dict[str, torch.Tensor]]:
+        return [self.rows[i] for i in indices]
 
+    def collate(self, rows: Any) -> dict[str, torch.Tensor]:
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
-class Loader(DataLoader):
-    """A loader that continues where a checkpoint was written."""
-
-    def __init__(self) -> None:
-        self.data = MicroBatches(0, MICRO_BATCHES)
-        self.done = 0
-        super().__init__(self.data, batch_size=None, generator=torch.Generator().manual_seed(0))
-
-    def __iter__(self) -> Any:
-        self.data.start = self.done
-        for batch in super().__iter__():
-            self.done += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.done = state["done"]
+    def count_targets(self, indices: Any) -> int:
+        return sum(int((self.rows[i]["labels"][:, 1:] != -100).sum()) for i in indices)
 
 
 class Data(LightningDataModule):
-    def train_dataloader(self) -> Loader:
-        return Loader()
+    def train_dataloader(self) -> ResumableDataLoader:
+        rank, world = distributed.rank(), distributed.world_size()
+        data = Examples(MICRO_BATCHES * ROWS)
+        sampler = RandomBatchSampler(len(data), ROWS // world, 0, rank, world)
+        return ResumableDataLoader(data, sampler, accumulate=ACCUMULATE)
 
-    def probe_dataloader(self, ratio: float) -> list[dict[str, Any]]:
-        """Five batches of one process, or their halves, one after another; the last is odd."""
-        halves = [random_batch(5000 + i) for i in range(9)]
-        if distributed.world_size() > 1:
-            return halves
-        pairs = [halves[i : i + 2] for i in range(0, len(halves), 2)]
-        return [{k: torch.cat([half[k] for half in pair]) for k in pair[0]} for pair in pairs]
+    def probe_dataloader(self, ratio: float) -> ResumableDataLoader:
+        """Five batches of one process, or nine of half the size, all of them on each process."""
+        data = Examples(36, first=5000)
+        size = ROWS // distributed.world_size()
+        return ResumableDataLoader(data, RandomBatchSampler(len(data), size))
 
 
 class Tiny(CausalLMModule):
@@ -99,8 +75,8 @@ class Tiny(CausalLMModule):
         return tiny_llama()
 
 
-class Watch(Callback):
-    """Remembers losses, and saves or stops at a step."""
+class Watch(Checkpoint):  # which Lightning calls last
+    """Remembers losses, and saves at a step."""
 
     def __init__(self, save_at: int | None = None, path: Path | None = None) -> None:
         self.losses: list[float] = []
@@ -164,7 +140,6 @@ def fit(
         max_epochs=1,
         accumulate_grad_batches=ACCUMULATE,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -185,6 +160,7 @@ def fit(
         "shapes": shapes,
         "decisions": adapter.decisions,
         "dead": watch.dead_moments,
+        "layout": getattr(adapter, "layout", None),
         "draw": distributed.everywhere(float(torch.rand(()))),
     }
 
