@@ -81,6 +81,58 @@ def training_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     }
 
 
+def packed_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """Put documents one after another into rows as long as the longest, with little padding.
+
+    Each document goes into the first row that has room, the longest document first, so that the
+    batch holds the same tokens and targets as the padded one.
+
+    Args:
+        rows: As for :func:`training_batch`.
+        pad_id: As for :func:`training_batch`.
+
+    Returns:
+        As :func:`training_batch`, and ``position_ids``, which begin at 0 in every document. Each
+        token of the padding is a document of its own, at position 0.
+    """
+    bins = first_fit([len(ids) for ids, _ in rows])
+    joined: dict[str, list[list[int]]] = {key: [] for key in ("ids", "labels", "positions")}
+    for members in bins:
+        documents = [(rows[i][0], [IGNORED, *_labels(*rows[i])[1:]]) for i in members]
+        joined["ids"].append([token for ids, _ in documents for token in ids])
+        joined["labels"].append([label for _, labels in documents for label in labels])
+        joined["positions"].append([p for ids, _ in documents for p in range(len(ids))])
+    return {
+        "input_ids": pad(joined["ids"], pad_id),
+        "attention_mask": pad([[1] * len(ids) for ids in joined["ids"]], 0),
+        "labels": pad(joined["labels"], IGNORED),
+        "position_ids": pad(joined["positions"], 0),
+    }
+
+
+def first_fit(lengths: Sequence[int]) -> list[list[int]]:
+    """Share items out to bins that hold as much as the longest item: first fit, longest first.
+
+    Args:
+        lengths: Of the items, at least one.
+
+    Returns:
+        The items' indices in each bin.
+    """
+    capacity = max(lengths)
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
+        if fits is None:
+            bins.append([])
+            room.append(capacity)
+            fits = len(bins) - 1
+        bins[fits].append(i)
+        room[fits] -= lengths[i]
+    return bins
+
+
 def _labels(ids: list[int], spans: Sequence[int]) -> list[int]:
     labels = [IGNORED] * len(ids)
     for begin, end in zip(spans[::2], spans[1::2], strict=True):
@@ -102,7 +154,12 @@ class EncodedDataset(TorchDataset[Any]):
         tasks: Every row's task.
         pad_id: Written where a row ends.
         loss_on: ``response`` or ``all``.
+
+    Attributes:
+        packing: Whether a batch's documents share rows, see :func:`packed_batch`.
     """
+
+    packing = False
 
     def __init__(
         self, table: datasets.Dataset, tasks: Sequence[str], pad_id: int, loss_on: str
@@ -133,7 +190,8 @@ class EncodedDataset(TorchDataset[Any]):
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Make a training batch."""
-        return training_batch(rows, self.pad_id)
+        make = packed_batch if self.packing else training_batch
+        return make(rows, self.pad_id)
 
     def count_targets(self, indices: Sequence[int]) -> int:
         """Count the labels of rows that a causal model predicts."""

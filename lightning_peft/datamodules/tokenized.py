@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.arguments import at_least, load_tokenizer
-from lightning_peft.datamodules.batches import Subset, TrainingData
+from lightning_peft.datamodules.batches import EncodedDataset, Subset, TrainingData
 from lightning_peft.datamodules.loader import ResumableDataLoader, eval_loader
 from lightning_peft.datamodules.samplers import (
     LengthGroupedBatchSampler,
@@ -35,6 +35,9 @@ class TokenizedDataModule(LightningDataModule):
         val_limit: Most validation records.
         test_limit: Most test records of each task, a fixed sample in their order.
         group_by_length: Train on batches of like length, which pads less; else on random ones.
+        packing: Put several records of a training batch into one row, one after another, none
+            seeing the others, instead of padding each to the longest. A step trains on the same
+            records with the same loss.
         num_workers: Worker processes of each loader.
         seed: Fixes the order of training data; None takes that of ``seed_everything``, or 0.
         cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
@@ -56,6 +59,7 @@ class TokenizedDataModule(LightningDataModule):
         val_limit: int | None = None,
         test_limit: int | None = None,
         group_by_length: bool = True,
+        packing: bool = False,
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
@@ -70,6 +74,7 @@ class TokenizedDataModule(LightningDataModule):
         for split, limit in self.limits.items():
             at_least(1, f"{split}_limit", 1 if limit is None else limit)
         self.group_by_length = group_by_length
+        self.packing = packing
         self.num_workers = at_least(0, "num_workers", num_workers)
         # Where Lightning's seed_everything leaves what it was given.
         given = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -107,6 +112,7 @@ class TokenizedDataModule(LightningDataModule):
         self._load_tokenizer()
         if stage in ("fit", "validate", None) and self._training is None:
             self._training = self.training_sets()
+            self._pack(self._training[0])
         if stage in ("test", "predict", None) and self._tests is None:
             self._tests = dict(self.test_sets())
             self.test_tasks = list(self._tests)
@@ -179,6 +185,17 @@ class TokenizedDataModule(LightningDataModule):
         return eval_loader(
             data, order, self.eval_batch_size, rank, world_size, num_workers=self.num_workers
         )
+
+    def _pack(self, data: TrainingData) -> None:
+        """Let a training set's batches be packed, if that is asked for."""
+        if not self.packing:
+            return
+        if not isinstance(data, EncodedDataset):
+            raise ValueError(
+                f"data.packing is true, but {type(self).__name__}'s records are not prompts with "
+                "responses, which are what can be packed; leave it false."
+            )
+        data.packing = True
 
     def _rank(self) -> tuple[int, int]:
         trainer = self.trainer
