@@ -50,7 +50,7 @@ class SharedDraw:
 
     Every layer takes one number from torch's global stream, whether it draws or finds a mask: a
     recomputation under activation checkpointing may find what the forward drew, or draw what the
-    forward found. Layers that share an input must be recomputed together, as those of one block are.
+    forward found. Layers that share an input must be recomputed together, like those of a block.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ its mask in full precision, sum two gradients of the input, and pass over the ou
 scaling and once for the sum. The functions here save the input (which layers that share it save
 once), the rank activations, and one byte for each element of a dropout mask; sums and scalings are
 part of a product (``addmm``). :func:`base_and_down` and :func:`add_up` stand before and after a
-gate; :func:`lora_linear` is the whole layer where there is none.
+gate; :func:`lora_linear` is the layer without one, in one call, since calls cost too.
 
 Values are those of the formula, to the rounding of a sum's order. Gradients of gradients are
 refused.
@@ -135,12 +135,7 @@ class _UpFunction(torch.autograd.Function):
 
 
 class _LoRAFunction(torch.autograd.Function):
-    """``W x + b + s B A x`` in one dtype, W and b frozen.
-
-    Where a batch holds more rows than W has inputs, ``(W + s B A) x`` takes fewer multiplications
-    than ``W x + s B (A x)``: the small product is made once for a matrix instead of once for each
-    row. The same holds for the gradient of x with more rows than W has outputs.
-    """
+    """``W x + b + s B A (keep ⊙ x)``, W and b frozen, in rows: both steps in one."""
 
     @staticmethod
     def forward(
@@ -150,46 +145,48 @@ class _LoRAFunction(torch.autograd.Function):
         bias: Tensor | None,
         lora_A: Tensor,
         lora_B: Tensor,
+        keep: Tensor | None,
         scaling: float,
+        dropped: Dropped,
     ) -> Tensor:
-        z, inputs = None, _rows(x)  # (n, d_in)
-        if len(inputs) > weight.shape[1]:
-            y = F.linear(inputs, torch.addmm(weight, lora_B, lora_A, alpha=scaling), bias)
-        else:
-            y = F.linear(inputs, weight, bias)
-            z = inputs @ lora_A.T  # (n, rank)
-            _add_change(y, z, lora_B, scaling)
-        ctx.save_for_backward(x, weight, lora_A, lora_B, z)
-        ctx.scaling = scaling
+        y = F.linear(_rows(x), weight, bias)  # (n, d_out)
+        read = x.to(lora_A.dtype)
+        z = _rows(read if keep is None else dropped(read, keep)) @ lora_A.T  # (n, rank)
+        _add_change(y, z, lora_B, scaling)
+        ctx.save_for_backward(x, weight, lora_A, lora_B, keep, z)
+        ctx.scaling, ctx.dropped = scaling, dropped
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, lora_A, lora_B, z = ctx.saved_tensors
-        needs, rows, inputs = ctx.needs_input_grad, grad, _rows(x)  # (n, d_out), (n, d_in)
-        merged = len(rows) > weight.shape[0]
-        grad_x = grad_A = grad_B = grad_z = None
-        if needs[3] or (needs[0] and not merged):
-            grad_z = (rows @ lora_B).mul_(ctx.scaling)  # (n, rank)
-        if needs[0]:
-            if merged:
-                grad_x = rows @ torch.addmm(weight, lora_B, lora_A, alpha=ctx.scaling)
-            else:
-                assert grad_z is not None
-                grad_x = (rows @ weight).addmm_(grad_z, lora_A)
-            grad_x = grad_x.view(x.shape)
-        if needs[3] and grad_z is not None:
-            grad_A = grad_z.T @ inputs  # (rank, d_in)
+        x, weight, lora_A, lora_B, keep, z = ctx.saved_tensors
+        needs, rows = ctx.needs_input_grad, grad.to(lora_B.dtype)  # (n, d_out)
+        grad_x = grad_A = grad_B = None
         if needs[4]:
-            grad_B = _grad_B(rows, inputs @ lora_A.T if z is None else z, ctx.scaling)
-        return grad_x, None, None, grad_A, grad_B, None
+            grad_B = _grad_B(rows, z, ctx.scaling)
+        if needs[0] or needs[3]:
+            grad_z = (rows @ lora_B).mul_(ctx.scaling)  # (n, rank)
+        if needs[3]:
+            read = x.to(lora_A.dtype)
+            grad_A = grad_z.T @ _rows(read if keep is None else ctx.dropped(read, keep))
+        if needs[0]:
+            flat = None if keep is None else _rows(keep)
+            grad_x = _grad_x((grad, weight), grad_z, lora_A, flat, x.dtype).view(x.shape)
+        return grad_x, None, None, grad_A, grad_B, None, None, None
 
 
 def lora_linear(
-    base: nn.Module, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float
+    base: nn.Module,
+    x: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scaling: float,
+    keep: Tensor | None = None,
+    scale: float = 1.0,
+    dropped: Dropped = masked,
 ) -> Tensor:
-    """Compute ``W x + b + s B A x``.
+    """Compute ``W x + b + s B A (scale · keep ⊙ x)``, (..., d_in) to (..., d_out).
 
     Args:
         base: The linear, of any kind.
@@ -197,17 +194,17 @@ def lora_linear(
         lora_A: (rank, d_in).
         lora_B: (d_out, rank).
         scaling: s.
-
-    Returns:
-        (..., d_out).
+        keep: As in :func:`base_and_down`.
+        scale: As in :func:`base_and_down`.
+        dropped: As in :func:`base_and_down`.
     """
-    # In half precision W + s B A would round a small change away.
-    exact = x.dtype == lora_A.dtype and x.dtype in (torch.float32, torch.float64)
-    if not exact or not is_plain(base, x):
-        y, z = base_and_down(base, x, lora_A)
-        return add_up(y, z, lora_B, scaling, is_plain(base, x))
-    rows = _LoRAFunction.apply(x, base.weight, base.bias, lora_A, lora_B, scaling)
-    return rows.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+    if not is_plain(base, x):
+        y, z = base_and_down(base, x, lora_A, keep, scale, dropped)
+        return add_up(y, z, lora_B, scaling, in_place=False)
+    y = _LoRAFunction.apply(
+        x, base.weight, base.bias, lora_A, lora_B, keep, scaling * scale, dropped
+    )
+    return y.view(*x.shape[:-1], -1)
 
 
 def base_and_down(

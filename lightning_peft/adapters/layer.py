@@ -143,11 +143,11 @@ class LoRALinear(nn.Module):
         """
         if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
             return self._formula(x)
-        return self._adapted(x, self.dropout.mask(x) if self._drops else None)
+        return self._adapted(x, self._draw(x))
 
-    @property
-    def _drops(self) -> bool:
-        return self.training and isinstance(self.dropout, InputDropout)
+    def _draw(self, x: Tensor) -> Tensor | None:
+        """What dropout keeps of x, ones and zeros in its shape; None where it keeps all."""
+        return self.dropout.mask(x) if isinstance(self.dropout, InputDropout) else None
 
     def _adapted(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """The layer, with what dropout keeps of its input (ones and zeros, like x)."""
@@ -158,22 +158,18 @@ class LoRALinear(nn.Module):
             kept, factor = chosen[0].to(x.device, non_blocking=True), chosen[1]
             lora_A, lora_B = lora_A.index_select(0, kept), lora_B.index_select(1, kept)
             scaling, gate = scaling * factor, None
-        if gate is None and keep is None and self.training:
-            return lora_linear(self.base, x, lora_A, lora_B, scaling)
-        y, z = self._base_and_down(x, lora_A, keep)
-        if gate is not None:
-            z = gate(z)
-        return add_up(y, z, lora_B, scaling, in_place=is_plain(self.base, x))
+        drop = self._drop(keep)
+        if gate is None:
+            return lora_linear(self.base, x, lora_A, lora_B, scaling, *drop)
+        y, z = base_and_down(self.base, x, lora_A, *drop)  # (n, d_out), (..., rank)
+        return add_up(y, gate(z), lora_B, scaling, in_place=is_plain(self.base, x))
 
-    def _base_and_down(
-        self, x: Tensor, lora_A: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """``W x`` (..., d_out) and ``A dropout(x)`` (..., rank), with what dropout keeps of x."""
+    def _drop(self, keep: Tensor | None) -> tuple[Any, ...]:
+        """What the functions are told of dropout: mask, scale of what is kept, application."""
         if keep is None:
-            return base_and_down(self.base, x, lora_A)
+            return ()
         assert isinstance(self.dropout, InputDropout)
-        scale = 1 / (1 - self.dropout.p)
-        return base_and_down(self.base, x, lora_A, keep, scale, self.dropout.apply_mask)
+        return keep, 1 / (1 - self.dropout.p), self.dropout.apply_mask
 
     def _formula(self, x: Tensor) -> Tensor:
         """The layer as its formula says."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.adapters.functional import add_up, is_plain
+from lightning_peft.adapters.functional import add_up, base_and_down, is_plain
 from lightning_peft.adapters.layer import LoRALinear, in_autocast
 
 
@@ -33,7 +33,7 @@ class ScaledLinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``W x + s · v ⊙ B gate(A dropout(x))``, (..., d_in) to (..., d_out)."""
         x, lora_A, lora_B, scale = in_autocast(x, self.active_A, self.active_B, self.output_scale)
-        y, z = self._base_and_down(x, lora_A, self.dropout.mask(x) if self._drops else None)
+        y, z = base_and_down(self.base, x, lora_A, *self._drop(self._draw(x)))
         if self.gate is not None:
             z = self.gate(z)
         # The scale of the outputs goes into B, which is smaller than an activation.

@@ -46,7 +46,7 @@ class TextDataModule(TokenizedDataModule):
             four times what others do.
         max_new_tokens: Limit of generated tokens in place of the protocol's.
         packing: Train on rows of several records, each up to ``max_length`` tokens and none seen by
-            another. ``batch_size`` then counts such packs, and a batch is one row of them all.
+            another. ``batch_size`` then counts such packs.
         **kwargs: The arguments of `TokenizedDataModule`.
 
     Attributes:

@@ -1,11 +1,10 @@
 """Several records in one row, so that training spends nothing on padding.
 
-Records are put together into packs of at most ``max_length`` tokens, and a batch of packs is one
-row: all their records one after the other, each with positions from 0. It goes to the model with
-``position_ids`` and without an attention mask. From the restarts transformers tells where a record
-begins, and lets none attend to another: by a block-diagonal mask (`sdpa`, `eager`, `flex`), or by
-FlashAttention's kernels for rows of variable length, which take one row only. So each record gets
-the very loss and gradient that it has in a padded batch.
+Records are put together into packs of at most ``max_length`` tokens, and each pack of a batch is a
+row: its records one after the other, each with positions from 0. The model gets ``position_ids``
+and no attention mask (:mod:`lightning_peft.modules.packing`). From the restarts transformers tells
+where a record begins, and lets none attend to another. So each record gets the very loss and
+gradient that it has in a padded batch.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from lightning_peft.datamodules.batches import IGNORED, TrainingData, row_labels
+from lightning_peft.datamodules.batches import IGNORED, Row, TrainingData, pad, row_labels
 from lightning_peft.datamodules.samplers import SPLIT_SEED
+
+Pack = Sequence[Row]
 
 
 def packs_of(lengths: np.ndarray, limit: int) -> list[np.ndarray]:
@@ -83,13 +83,13 @@ class PackedDataset(TorchDataset[Any]):
         """Return the number of packs."""
         return len(self.packs)
 
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Return the records of packs, one after the other."""
-        return self.data.__getitems__(self._rows(indices).tolist())
+    def __getitems__(self, indices: Sequence[int]) -> list[Pack]:
+        """Return the records of each pack."""
+        return [self.data.__getitems__(self.packs[i].tolist()) for i in indices]
 
-    def collate(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    def collate(self, packs: Sequence[Pack]) -> dict[str, Tensor]:
         """Make a packed batch."""
-        return packed_batch(rows)
+        return packed_batch(packs)
 
     def count_targets(self, indices: Sequence[int]) -> int:
         """Count the labels of packs that a causal model predicts."""
@@ -107,24 +107,28 @@ class PackedDataset(TorchDataset[Any]):
         return np.concatenate([self.packs[i] for i in indices])
 
 
-def packed_batch(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Put records into one row.
+def packed_batch(packs: Sequence[Pack], pad_id: int = 0) -> dict[str, Tensor]:
+    """Put the records of each pack into one row.
 
     Args:
-        rows: Token ids, and the positions between which labels begin and end (a flat list).
+        packs: Of each record its token ids, and the positions between which labels begin and end (a
+            flat list).
+        pad_id: Written where a row ends.
 
     Returns:
-        ``input_ids``, ``attention_mask`` (ones, which count tokens), ``labels`` and
-        ``position_ids``, each `(1, tokens)`. A record's first token is never a label: what stands
-        before it is another record.
+        ``input_ids``, ``attention_mask`` (which counts tokens), ``labels`` and ``position_ids``,
+        each `(packs, tokens)`. A record's first token is never a label: what stands before it is
+        another record. Each token of the padding is a record of its own, at position 0.
     """
-    columns: dict[str, list[Sequence[int]]] = {
-        "input_ids": [ids for ids, _ in rows],
-        "attention_mask": [[1] * len(ids) for ids, _ in rows],
-        "labels": [[IGNORED, *row_labels(*row)[1:]] for row in rows],
-        "position_ids": [range(len(ids)) for ids, _ in rows],
-    }
+
+    def joined(pieces: list[list[Sequence[int]]], end: int) -> Tensor:
+        return pad([[value for piece in row for value in piece] for row in pieces], end)
+
     return {
-        name: torch.tensor([[value for piece in pieces for value in piece]])
-        for name, pieces in columns.items()
+        "input_ids": joined([[ids for ids, _ in pack] for pack in packs], pad_id),
+        "attention_mask": joined([[[1] * len(ids) for ids, _ in pack] for pack in packs], 0),
+        "labels": joined(
+            [[[IGNORED, *row_labels(*row)[1:]] for row in pack] for pack in packs], IGNORED
+        ),
+        "position_ids": joined([[range(len(ids)) for ids, _ in pack] for pack in packs], 0),
     }

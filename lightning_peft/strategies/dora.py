@@ -3,7 +3,7 @@
 ``W' = m ⊙ (W + s B A) / ‖W + s B A‖`` with the norm of each output row, equation 5; m starts at
 ‖W‖, and the norm is detached from the gradient (section 4.3). With input dropout the base's share
 of the change is computed from the dropped input too, as in the authors' code and PEFT; only then
-there is a second pass over W: ``y = W (x - d) + m ⊙ (W + s B A) d / ‖W + s B A‖`` for the dropped d.
+there is a second pass over W, ``y = W (x - d) + m ⊙ (W + s B A) d / ‖W + s B A‖`` for a dropped d.
 
 The norm needs no dense product: ``‖W_i + L_i R‖² = ‖W_i‖² + 2 L_i · (R Wᵀ)_i + L_i (R Rᵀ) L_iᵀ``
 for the factors L (d_out, rank) and R (rank, d_in), and ``R Wᵀ`` is R sent through the base,
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_peft.adapters.dense import dense_weight
+from lightning_peft.adapters.dropout import InputDropout
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -63,7 +64,7 @@ class DoRALinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``m ⊙ (W + s B A) x / ‖W + s B A‖``, (..., d_in) to (..., d_out)."""
         scale = self.lora_magnitude / self.weight_norm()  # (d_out,)
-        if not self._drops:
+        if not (self.training and isinstance(self.dropout, InputDropout)):
             y = self._adapted(x, None)  # W x + s B A x, in one pass over x
             rest = None if self.bias is None else (1 - scale) * self.bias
         else:
