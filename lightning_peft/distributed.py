@@ -478,7 +478,9 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
         others = _other_state(p, optimizer)
         entry = {**others, **keeper.moments(p, optimizer)}
         if entry:
-            state[index] = {key: v.cpu() if isinstance(v, Tensor) else v for key, v in entry.items()}
+            state[index] = {
+                key: v.cpu() if isinstance(v, Tensor) else v for key, v in entry.items()
+            }
     first, described = 0, []
     for group, settings in zip(groups, optimizer.param_groups, strict=True):
         own = {key: v for key, v in settings.items() if key != "params"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_peft.adapters import observe_inputs
 from lightning_peft.datamodules.batches import training_batch
 from lightning_peft.datamodules.packing import packed_batch
 from lightning_peft.modules.causal_lm import CausalLMModule
-from lightning_peft.modules.packing import one_row
+from lightning_peft.modules.packing import model_inputs, one_row
 from lightning_peft.strategies import LoRA
 
 LENGTHS = [9, 4, 5, 3, 2, 7]
