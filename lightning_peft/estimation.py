@@ -111,20 +111,21 @@ def estimate(module: AdaptedModule, rows: int, tokens: int, targets: int | None 
     kept = list(adapter_state_dict(model).values())
     activations = measure_activations(module, rows, tokens, targets)
     base, trained_bytes = _base_bytes(model, getattr(module, "quantization", None)), nbytes(trained)
+    total = sum(p.numel() for p in model.parameters())
     # Shrinking needs parameters that nobody else holds, as an optimizer's cycle does until then.
     del trained
     gc.collect()
     end = module.adapter.final_parameters(model)  # may shrink the model
     return Estimate(
-        total=sum(p.numel() for p in model.parameters()),
+        total=total,
         trainable=start,
         trainable_end=end,
         base=base,
         trained=trained_bytes,
         gradients=trained_bytes,
-        optimizer=nbytes(state),
+        optimizer=value_bytes(state),
         activations=activations,
-        checkpoint=nbytes([*kept, *state]) + _overhead([*kept, *state]),
+        checkpoint=nbytes(kept) + value_bytes(state) + _overhead([*kept, *state]),
         export=None if end is None else _export_bytes(model),
     )
 
@@ -132,6 +133,11 @@ def estimate(module: AdaptedModule, rows: int, tokens: int, targets: int | None 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, storage that several share once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def value_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors' own values, where a meta tensor is a view of what a real one is a copy."""
+    return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def optimizer_state(module: AdaptedModule, trained: list[nn.Parameter]) -> list[Tensor]:
@@ -309,5 +315,8 @@ def _export_bytes(model: Any) -> int:
         name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [10**7, 10**7]}
         for name, t in tensors.items()
     }
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    return size + 8 + math.ceil(len(json.dumps(header, separators=(",", ":"))) / 8) * 8
+    return (
+        value_bytes(tensors.values())
+        + 8
+        + math.ceil(len(json.dumps(header, separators=(",", ":"))) / 8) * 8
+    )

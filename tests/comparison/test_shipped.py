@@ -9,10 +9,14 @@ import pytest
 from transformers import LlamaConfig
 
 from lightning_peft.commands.compare import read_comparison
-from lightning_peft.comparison.plan import Resolver, make_plan
+from lightning_peft.comparison.plan import Resolver, expand, make_plan
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(ROOT.glob("configs/compare/*.yaml"))
+
+
+SMALL = [path for path in SHIPPED if path.stem.startswith("tiny_")]
+LARGE = [path for path in SHIPPED if path not in SMALL]
 
 
 def words_of(path: Path) -> list[str]:
@@ -21,19 +25,45 @@ def words_of(path: Path) -> list[str]:
     return words[2:]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_is_planned(path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
+def test_small_one_is_planned(
+    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     comparison, folder, extra, _ = read_comparison(words_of(path))
     assert Path(comparison.folder) == Path("runs/compare") / path.stem
-    # Ranks of the large models are chosen in a slow test.
-    if not path.stem.startswith("tiny_"):
-        comparison.match = None
+    comparison.match = None  # ranks are chosen below
     plan = make_plan(comparison, folder, extra, resolver)
     assert all(plan.baseline_of(run) in plan.trees for run in plan.trees)
-    if path.stem.startswith("tiny_"):
-        models = {tree["model"]["init_args"]["model_name_or_path"] for tree in plan.trees.values()}
-        assert models == {"tiny_llama"}
+    models = {tree["model"]["init_args"]["model_name_or_path"] for tree in plan.trees.values()}
+    assert models == {"tiny_llama"}
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_large_one_names_files_and_runs_that_are_there(
+    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison, folder, extra, _ = read_comparison(words_of(path))
+    assert Path(comparison.folder) == Path("runs/compare") / path.stem
+    runs = expand(comparison, folder)
+    assert {*comparison.baselines, *comparison.baselines.values()} <= runs.keys()
+    assert comparison.baseline in (None, *runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def test_large_one_is_planned(
+    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison, folder, extra, _ = read_comparison(words_of(path))
+    comparison.match = None
+    plan = make_plan(comparison, folder, extra, resolver)
+    assert not any(
+        tree["model"]["init_args"]["model_name_or_path"] == "tiny_llama"
+        for tree in plan.trees.values()
+    )
 
 
 def test_each_study_has_a_small_one() -> None:
@@ -65,9 +95,8 @@ def test_the_comparison_of_all_methods_has_them_all_at_one_size(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stem", ["all"])
-def test_ranks_of_large_models_are_found_from_their_configuration(
-    stem: str, resolver: Resolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ranks_of_a_large_model_are_found_from_its_configuration(
+    resolver: Resolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     LlamaConfig(
@@ -78,7 +107,7 @@ def test_ranks_of_large_models_are_found_from_their_configuration(
         num_attention_heads=32,
         num_key_value_heads=32,
     ).save_pretrained(tmp_path)
-    comparison, folder, extra, _ = read_comparison(words_of(ROOT / f"configs/compare/{stem}.yaml"))
+    comparison, folder, extra, _ = read_comparison(words_of(ROOT / "configs/compare/all.yaml"))
     extra = [*extra, "--model.model_name_or_path", str(tmp_path)]
     plan = make_plan(comparison, folder, extra, resolver)
     assert plan.parameters["LoRA"] == plan.parameters["PrunedLoRA"] == 56_098_816
