@@ -100,6 +100,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         offload_optimizer: Keep the optimizer's state in the hosts' memory.
         offload_parameters: With stage 3 keep weights in the hosts' memory.
         reduce_bucket_size: Elements that are reduced at once.
+        exclude_frozen_parameters: Keep the base out of what DeepSpeed itself would save.
         process_group_backend: ``nccl`` on GPUs and ``gloo`` on CPUs when None.
 
     Raises:
@@ -112,6 +113,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
         reduce_bucket_size: int = 200_000_000,
+        exclude_frozen_parameters: bool = True,
         process_group_backend: str | None = None,
         **more: Any,
     ) -> None:
@@ -132,7 +134,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             reduce_bucket_size=reduce_bucket_size,
             allgather_bucket_size=reduce_bucket_size,
             process_group_backend=process_group_backend or ("gloo" if self.on_cpu else None),
-            exclude_frozen_parameters=True,
+            exclude_frozen_parameters=exclude_frozen_parameters,
             # What a log of batch sizes would need; the loader's own is not asked for.
             logging_batch_size_per_gpu=1,
             **more,
