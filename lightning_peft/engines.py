@@ -3,8 +3,8 @@
 ``ddp`` is Lightning's own. :class:`DeepSpeed` and :class:`FSDP` are Lightning's strategies, with
 four changes. They run on CPUs too. Their checkpoints are one file in the form of one device's
 (adapters, moments, counters; no base weights), so that every engine goes on from any other's, on
-any number of devices. Under DeepSpeed the loss is divided by the accumulation once, and the optimizer steps at a
-short last window as it does everywhere else. FSDP2 cuts the model here, adapters in one group of
+any number of devices. Under DeepSpeed the loss is divided by the accumulation once, and the
+optimizer steps at a short last window as it does everywhere else. FSDP2 cuts the model here, adapters in one group of
 their own, so that layers can share them.
 """
 
@@ -100,6 +100,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         offload_optimizer: Keep the optimizer's state in the hosts' memory.
         offload_parameters: With stage 3 keep weights in the hosts' memory.
         reduce_bucket_size: Elements that are reduced at once.
+        exclude_frozen_parameters: Keep the base out of what DeepSpeed itself would save.
         process_group_backend: ``nccl`` on GPUs and ``gloo`` on CPUs when None.
 
     Raises:
@@ -112,6 +113,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
         reduce_bucket_size: int = 200_000_000,
+        exclude_frozen_parameters: bool = True,
         process_group_backend: str | None = None,
         **more: Any,
     ) -> None:
@@ -132,7 +134,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             reduce_bucket_size=reduce_bucket_size,
             allgather_bucket_size=reduce_bucket_size,
             process_group_backend=process_group_backend or ("gloo" if self.on_cpu else None),
-            exclude_frozen_parameters=True,
+            exclude_frozen_parameters=exclude_frozen_parameters,
             # What a log of batch sizes would need; the loader's own is not asked for.
             logging_batch_size_per_gpu=1,
             **more,

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, kind_of
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
@@ -38,7 +39,8 @@ class LayerImportance(Callback):
     watched; there is no second forward, and nothing is hooked in between. Into the run's folder go
     ``importance.csv`` (row by row), and at the end of the fit ``decisions.csv`` (what the strategy
     removed or shared, and when) and ``importance.png``. Shares also go to the trainer's loggers,
-    except to those that write ``metrics.csv``. Rank 0 measures its own batches and writes.
+    except to those that write ``metrics.csv``. Each process measures its own batch, the sums are
+    over all of them, and the first process writes.
 
     Args:
         every_n_steps: Optimizer steps between measurements, at least 1; step 0 is measured.
@@ -53,6 +55,7 @@ class LayerImportance(Callback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self._folder: Path | None = None
+        self._measures = False
         self._watch: observe_inputs | None = None
         self._last_step = -1
         # Sum over tokens, number of tokens and rank, by layer, of the batch that is being watched.
@@ -63,7 +66,7 @@ class LayerImportance(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on every rank
-        self._last_step = -1
+        self._last_step, self._measures = -1, True
         if trainer.is_global_zero:
             self._folder = folder
             begin_file(folder / "importance.csv", trainer.global_step)
@@ -73,7 +76,7 @@ class LayerImportance(Callback):
     ) -> None:
         """Watch this batch if it opens the window of a step that is due."""
         step = trainer.global_step
-        if self._folder is None or step % self.every_n_steps or step == self._last_step:
+        if not self._measures or step % self.every_n_steps or step == self._last_step:
             return
         self._last_step = step
         self._seen = {}
@@ -126,14 +129,17 @@ class LayerImportance(Callback):
         if not self._stop_watching():
             return
         model, measure = _adapted_model(trainer, pl_module), "output"
-        if not self._seen and not adapter_layers(model):
+        if adapter_layers(model):
+            self._seen = seen_by_all(model, self._seen)
+        else:
             self._seen, measure = _weight_changes(trainer), "weight"
+        if self._folder is None:
+            return
         if not self._seen:
             _say_why_nothing_was_seen(model, self._last_step)
             return
         rows = importance_rows(self._last_step, self._seen, measure)
         self._seen = {}
-        assert self._folder is not None
         with (self._folder / "importance.csv").open("a", encoding="utf-8", newline="") as file:
             file.write(csv_text(rows, IMPORTANCE))
         shares = {f"importance/{row['layer']}": row["share"] for row in rows}
@@ -143,7 +149,7 @@ class LayerImportance(Callback):
                 logger.log_metrics(shares, step=self._last_step)
 
     def _close(self, trainer: Trainer) -> None:
-        folder, self._folder = self._folder, None
+        folder, self._folder, self._measures = self._folder, None, False
         if folder is None:
             return
         from lightning_peft.reports.pictures import save_importance
@@ -157,6 +163,33 @@ class LayerImportance(Callback):
                 save_importance(folder, title="" if strategy is None else type(strategy).__name__)
         except Exception as error:  # a picture that fails must not take a trained adapter with it
             rank_zero_warn(f"importance.png was not drawn: {error}")
+
+
+def seen_by_all(
+    model: nn.Module, seen: dict[str, tuple[Tensor, int, int]]
+) -> dict[str, tuple[Tensor, int, int]]:
+    """What all processes have seen of the layers together.
+
+    Args:
+        model: The adapted model.
+        seen: By layer: sum of ‖ΔWx‖² (scalar), number of tokens, rank.
+
+    Returns:
+        The same, over all processes; layers that none has seen are left out.
+    """
+    if distributed.world_size() == 1:
+        return seen
+    layers = adapter_layers(model)
+    device = next((total.device for total, _, _ in seen.values()), torch.device("cpu"))
+    zero = torch.zeros((), device=device)
+    sums = torch.stack([seen[n][0].to(device) if n in seen else zero for n in layers]).double()
+    counts = torch.tensor([seen[n][1] if n in seen else 0 for n in layers], device=device).double()
+    sums, counts = distributed.total([sums, counts])
+    return {
+        name: (sums[i], int(counts[i]), layer.rank)
+        for i, (name, layer) in enumerate(layers.items())
+        if counts[i]
+    }
 
 
 def importance_rows(
