@@ -308,7 +308,7 @@ def test_dropout_is_shared_by_the_layers_that_read_one_input_where_that_is_asked
         seen = {}
         for name, layer in adapter_layers(model).items():
 
-            def remember(x, name=name, mask=layer.dropout.mask):
+            def remember(x, name=name, mask=layer.dropout.mask, seen=seen):
                 seen[name] = mask(x)
                 return seen[name]
 
