@@ -23,6 +23,7 @@ from lightning_peft.adapters.attach import (
     own_parameters,
     replace_linears,
 )
+from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
 
@@ -102,6 +103,8 @@ class AdapterStrategy(Callback):
         init_lora_weights: True (A Kaiming-uniform, B zero), ``gaussian``, or False, as in PEFT.
         rank_gate: Makes the module between A and B from the rank, for every method that does not
             bring its own: DropLoRA's masks on any other method.
+        share_dropout: Draw the dropout of an input once for all layers that read it (query, key and
+            value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
         ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
@@ -123,6 +126,7 @@ class AdapterStrategy(Callback):
         use_rslora: bool = False,
         init_lora_weights: bool | str = True,
         rank_gate: Gate | None = None,
+        share_dropout: bool = False,
     ) -> None:
         super().__init__()
         if r < 1:
@@ -138,6 +142,7 @@ class AdapterStrategy(Callback):
         self.use_rslora = use_rslora
         self.init_lora_weights = init_lora_weights
         self.rank_gate = rank_gate
+        self.share_dropout = share_dropout
         self.model: nn.Module | None = None
         self.base_fingerprint = ""
         self.decisions: list[dict[str, Any]] = []
@@ -289,6 +294,8 @@ class AdapterStrategy(Callback):
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
         layers = replace_linears(model, names, self.layer)
+        if self.share_dropout:
+            share_draws(module for layer in layers.values() for module in layer.modules())
         for layer in layers.values() if initialize else ():
             self.initialize(layer)
         for module in saved:
