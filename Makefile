@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test slow lint bench clean
+.PHONY: quickstart test slow lint bench study clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
+	$(BIN)/python benchmarks/speed.py
+
+study: $(VENV)/ready
 	$(BIN)/python benchmarks/study_base.py
 	$(BIN)/python benchmarks/study.py
 

@@ -1,10 +1,17 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and telling whether another process is at work on one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -27,3 +34,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def hold(file: IO[Any]) -> None:
+    """Keep an open file for this process, until it closes the file or ends in any way."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(path: str | Path) -> bool:
+    """Say whether another process that lives holds a file."""
+    if fcntl is None:
+        return False
+    with open(path, "rb+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:
+            return False
+        return False

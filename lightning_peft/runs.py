@@ -17,7 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import is_held, write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -59,6 +59,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         FileNotFoundError: If there is none.
         ValueError: If it is cut off or damaged.
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"{path} is a folder of shards that another program wrote; checkpoints here are single "
+            "files, under every engine."
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"the checkpoint {path} does not exist.")
     try:
@@ -74,6 +79,18 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 def next_folder(root: str | Path) -> Path:
     """The folder of a new run under a root: ``version_N`` with the first N above those there."""
     return Path(root).absolute() / f"version_{max(_versions(root), default=-1) + 1}"
+
+
+def interrupted_test(root: str | Path) -> Path | None:
+    """The newest folder under a root, if it holds a test that was cut off, and nothing else.
+
+    A test of a checkpoint uses the folder of the checkpoint's run and is found there anyway.
+    """
+    newest = next_folder(root)
+    folder = newest.with_name(f"version_{int(newest.name.removeprefix('version_')) - 1}")
+    parts = [p for p in folder.glob("predictions/*.part*") if not p.name.startswith(".")]
+    own = not (folder / "config.yaml").exists() and not (folder / "checkpoints").exists()
+    return folder if parts and own and not any(map(is_held, parts)) else None
 
 
 def _versions(root: str | Path) -> list[int]:

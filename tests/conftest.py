@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 
 from lightning_peft import testing
+from lightning_peft.adapters import LoRALinear, adapter_layers
+from lightning_peft.strategies import AdapterStrategy
+
+PEFT = "base_model.model."
 
 # The tests' models are so small that a second thread costs more than it computes.
 torch.set_num_threads(1)
@@ -37,5 +41,50 @@ def logits() -> Callable[..., torch.Tensor]:
             out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         model.train(was_training)
         return out[batch["attention_mask"].bool()]
+
+    return compute
+
+
+@pytest.fixture
+def pair(tiny_llama) -> Callable[..., tuple[Any, Any]]:
+    """Makes our model and PEFT's over one base, B random and A of ours copied into PEFT's.
+
+    ``copied`` says what else of a layer is PEFT's, by the name of PEFT's dictionary of parameters.
+    """
+    peft = pytest.importorskip("peft")
+
+    def make(
+        strategy: AdapterStrategy,
+        config: Any,
+        copied: Mapping[str, Callable[[LoRALinear], torch.Tensor]] | None = None,
+        base: Callable[[], Any] = tiny_llama,
+    ) -> tuple[Any, Any]:
+        ours, theirs = base(), peft.get_peft_model(base(), config)
+        torch.manual_seed(0)
+        strategy.attach(ours)
+        parts = {"lora_A": lambda m: m.lora_A, "lora_B": lambda m: m.lora_B, **(copied or {})}
+        for name, layer in adapter_layers(ours).items():
+            torch.nn.init.normal_(layer.lora_B, std=0.2)
+            other = theirs.get_submodule(PEFT + name)
+            for part, value in parts.items():
+                held = getattr(other, part)["default"]
+                held = getattr(held, "weight", held)
+                with torch.no_grad():
+                    held.copy_(value(layer).view_as(held))
+        return ours, theirs
+
+    return make
+
+
+@pytest.fixture
+def gradients() -> Callable[..., torch.Tensor]:
+    """Loss of a model on a batch, backward included; the random stream begins at ``seed``."""
+
+    def compute(model: Any, batch: dict[str, torch.Tensor], seed: int = 7) -> torch.Tensor:
+        model.zero_grad()
+        torch.manual_seed(seed)
+        loss = model(**batch).loss
+        loss.backward()
+        return loss.detach()
 
     return compute

@@ -30,6 +30,21 @@ METHODS = {
     "prunedlora": "PrunedLoRA",
     "loradrop": "LoRADrop",
 }
+# By the last word of a row's name.
+STRATEGIES = {
+    **METHODS,
+    "adalora": "AdaLoRA",
+    "dora": "DoRA",
+    "full": "FullFineTuning",
+    "galore": "GaLore",
+    "milora": "MiLoRA",
+    "pissa": "PiSSA",
+    "qlora": "LoRA",
+    "rslora": "LoRA",
+    "sparseadapter": "SparseAdapter",
+    "tiedlora": "TiedLoRA",
+    "vera": "VeRA",
+}
 DATA = {
     "configs": "ArithmeticDataModule",
     "code": "CodeDataModule",
@@ -93,7 +108,7 @@ def command_of(config: str, data_dir: Path | str = "DATA") -> list[str]:
     return [str(data_dir) if word == "DATA" else word for word in shlex.split(first)[2:]]
 
 
-def on_meta(name: str, dtype: str, attn_implementation: str | None) -> LlamaForCausalLM:
+def on_meta(name: str, dtype: str, **others: Any) -> LlamaForCausalLM:
     """What ``load_causal_lm`` gives, in shape only."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**SHAPES[name]))
@@ -116,7 +131,7 @@ def test_is_parsed_and_instantiated(config: str, cli: Cli, tmp_path: Path) -> No
     made = cli(words)
     # The row that a shared file names comes last.
     row = [value for key, value in zip(words, words[1:], strict=False) if key == "--config"][-1]
-    strategy = METHODS.get(Path(row).stem.rpartition("_")[2], "DropLoRA")
+    strategy = STRATEGIES.get(Path(row).stem.rpartition("_")[2], "DropLoRA")
     assert type(made.model.adapter).__name__ == strategy
     assert type(made.datamodule).__name__ == DATA[Path(config).parent.name]
     if Path(made.model.model_name_or_path).is_dir():
@@ -139,6 +154,27 @@ def test_has_the_papers_trainable_parameters(
     assert all(p.is_meta for p in module.model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("row", "count"),
+    [
+        ("dora", 56_975_360),
+        ("droplora_on_dora", 56_975_360),
+        ("pissa", 56_098_816),
+        ("droplora_on_milora", 56_098_816),
+        ("qlora", 56_098_816),
+        ("adalora", 84_148_224 + 32 * 5 * 48),
+        ("full", 6_738_415_616),
+    ],
+)
+def test_baselines_have_the_trainable_parameters_of_their_papers(
+    row: str, count: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_lm, "load_causal_lm", on_meta)
+    module: Any = cli(command_of(f"configs/commonsense/llama2_7b_{row}.yaml", tmp_path)).model
+    module.configure_model()
+    assert trainable_parameters(module.model) == count
+
+
 @pytest.mark.parametrize("config", LARGE)
 def test_takes_128_records_a_step_for_three_epochs(config: str, cli: Cli, tmp_path: Path) -> None:
     made = cli(command_of(config, tmp_path))
@@ -159,3 +195,14 @@ def test_keeps_nothing_of_a_file_before_it(config: str, cli: Cli, tmp_path: Path
     after = cli([*words[:place], *before, *words[place:]])
     assert after.config.fit.model.as_dict() == alone.config.fit.model.as_dict()
     assert after.config.fit.data.as_dict() == alone.config.fit.data.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "seed"),
+    [([], 0), (["--seed_everything", "7"], 7), (["--seed_everything", "7", "--data.seed", "3"], 3)],
+)
+def test_the_order_of_data_follows_the_seed_unless_it_has_its_own(
+    words: list[str], seed: int, cli: Cli, tmp_path: Path
+) -> None:
+    made = cli([*command_of("configs/quickstart.yaml", tmp_path), *words])
+    assert made.datamodule.seed == seed

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters.layer import LoRALinear
 
 ALL_LINEAR = "all-linear"
@@ -190,7 +191,11 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         adapters[kind_of(name)] += count
     layers = adapter_layers(model).values()
     seen = {id(p) for layer in layers for p in own_parameters(layer)}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in seen)
+    trained = sum(
+        distributed.shape(p).numel()
+        for p in model.parameters()
+        if p.requires_grad and id(p) not in seen
+    )
     base = Counter(
         str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen
     )
@@ -200,10 +205,10 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         matched=matched,
         parameters=dict(adapters),
         trainable=trained + sum(adapters.values()),
-        total=sum(p.numel() for p in model.parameters()),
+        total=sum(distributed.shape(p).numel() for p in model.parameters()),
         dtypes={"base": "/".join(base) or "none", "adapters": "/".join(own) or "none"},
         in_full={
-            name: sum(p.numel() for p in module.parameters())
+            name: sum(distributed.shape(p).numel() for p in module.parameters())
             for name, module in trained_modules(model).items()
         },
     )

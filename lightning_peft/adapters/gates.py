@@ -9,7 +9,9 @@ work with everything else:
   loses the values of removed components together with A and B.
 
 A gate that holds one draw over a whole optimizer step has ``new_step()``, which the strategy calls
-after each step.
+after each step. A gate whose mask is the same for all tokens may have
+``choose(rank)``, which says for one forward which components pass: the others are then not even
+computed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,22 @@ class RankScale(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Scale rank activations, (..., r) to (..., r)."""
-        return z * self.values.to(z.dtype)
+        return z * self.values[: z.shape[-1]].to(z.dtype)  # dead components may stand behind
+
+
+def chosen_components(gate: nn.Module | None, rank: int) -> tuple[Tensor, float] | None:
+    """Which components a gate lets through in this forward, (k,) int64, and their common factor.
+
+    None where it does not say, or somebody watches its own forward, which then decides.
+
+    Args:
+        gate: The gate.
+        rank: How many components there are.
+    """
+    choose = getattr(gate, "choose", None)
+    if gate is None or choose is None or gate._forward_hooks or gate._forward_pre_hooks:
+        return None
+    return choose(rank)
 
 
 def chain(first: nn.Module, then: nn.Module | None) -> nn.Module:

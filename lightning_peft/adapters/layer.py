@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_peft.adapters.gates import gate_diagonal
+from lightning_peft import distributed
+from lightning_peft.adapters.dropout import InputDropout
+from lightning_peft.adapters.functional import add_up, base_and_down, is_plain, lora_linear
+from lightning_peft.adapters.gates import chosen_components, gate_diagonal
+
+
+def in_autocast(x: Tensor, *lora: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the dtype that autocast's own products would have them in, where it is on."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, *lora
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(tensor.to(dtype) for tensor in (x, *lora))
 
 
 class LoRALinear(nn.Module):
@@ -69,7 +80,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **where))
         self.r = self.rank = r
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
-        self.dropout = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
+        self.dropout = InputDropout(lora_dropout) if lora_dropout else nn.Identity()
         self.gate = gate.to(weight.device) if gate is not None else None
         self.reset_parameters()
 
@@ -130,16 +141,43 @@ class LoRALinear(nn.Module):
         Returns:
             Output, (..., d_out), in the dtype of the base's output.
         """
+        if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
+            return self._formula(x)
+        return self._adapted(x, self._draw(x))
+
+    def _draw(self, x: Tensor) -> Tensor | None:
+        """What dropout keeps of x, ones and zeros in its shape; None where it keeps all."""
+        return self.dropout.mask(x) if isinstance(self.dropout, InputDropout) else None
+
+    def _adapted(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """The layer, with what dropout keeps of its input (ones and zeros, like x)."""
+        x, lora_A, lora_B = in_autocast(x, self.active_A, self.active_B)
+        scaling, gate = self.scaling, self.gate
+        chosen = chosen_components(gate, self.rank)
+        if chosen is not None:  # of what the gate drops nothing is computed
+            kept, factor = chosen[0].to(x.device, non_blocking=True), chosen[1]
+            lora_A, lora_B = lora_A.index_select(0, kept), lora_B.index_select(1, kept)
+            scaling, gate = scaling * factor, None
+        drop = self._drop(keep)
+        if gate is None:
+            return lora_linear(self.base, x, lora_A, lora_B, scaling, *drop)
+        y, z = base_and_down(self.base, x, lora_A, *drop)  # (n, d_out), (..., rank)
+        return add_up(y, gate(z), lora_B, scaling, in_place=is_plain(self.base, x))
+
+    def _drop(self, keep: Tensor | None) -> tuple[Any, ...]:
+        """What the functions are told of dropout: mask, scale of what is kept, application."""
+        if keep is None:
+            return ()
+        assert isinstance(self.dropout, InputDropout)
+        return keep, 1 / (1 - self.dropout.p), self.dropout.apply_mask
+
+    def _formula(self, x: Tensor) -> Tensor:
+        """The layer as its formula says."""
         y = self.base(x)
         z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
         if self.gate is not None:
             z = self.gate(z)
-        if z.dtype != y.dtype:  # half-precision base, float32 adapter
-            return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)
-        # Scaling and sum are part of the product: no pass over the output beside it.
-        rows = y.reshape(-1, self.out_features)
-        z = z.reshape(len(rows), self.rank)
-        return torch.addmm(rows, z, self.active_B.T, alpha=self.scaling).view(y.shape)
+        return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)
 
     def change(self) -> tuple[Tensor, Tensor]:
         """What eval adds to the base as it stands, with scaling and gate folded into the left.
@@ -201,8 +239,21 @@ class LoRALinear(nn.Module):
         return [(self.lora_A, 0), (self.lora_B, 1)]
 
     def trained_values(self, parameter: nn.Parameter) -> int:
-        """How many values of one of this layer's parameters train; fewer where a mask is fixed."""
-        return parameter.numel()
+        """How many values of one of this layer's parameters train.
+
+        Fewer than it has where a mask is fixed, or dead components stand behind the living ones.
+        """
+        shape = distributed.shape(parameter)
+        for own, dim in self.components():
+            if own is parameter:
+                return shape.numel() // max(shape[dim], 1) * self.rank
+        return shape.numel()
+
+    def before_loading(self, state: Mapping[str, Tensor]) -> None:
+        """Make ready for saved tensors, by their names in this layer."""
+
+    def after_loading(self) -> None:
+        """Take notice of the tensors that were loaded."""
 
     # How PEFT writes it: LoRA, unless a subclass says otherwise.
 

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_peft.adapters.attach import adapter_layers
-from lightning_peft.adapters.dense import dense_weight, is_quantized
+from lightning_peft.adapters.dense import dense_weight, is_quantized, plain_linear, rounds_inputs
 from lightning_peft.adapters.layer import LoRALinear
 
 
 def _merged(layer: LoRALinear) -> nn.Module:
     base = layer.base
     weight = layer.merged_weight(dense_weight(base))
-    if not is_quantized(base):
-        base.weight.data = weight.to(base.weight.dtype)  # type: ignore[union-attr,arg-type]
-        return base
-    bias: Tensor | None = base.bias  # type: ignore[assignment]
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=weight.device)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
-    return linear
+    if is_quantized(base):
+        return plain_linear(base, weight)
+    base.weight.data = weight.to(base.weight.dtype)  # type: ignore[union-attr,arg-type]
+    return base
 
 
 def _is_tied(model: nn.Module, layer: nn.Module) -> bool:
@@ -37,14 +32,15 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
     Args:
         model: The adapted model, changed in place; afterwards it is an ordinary model, so
             ``model.save_pretrained(folder)`` writes an ordinary checkpoint.
-        dequantize: Allow a quantized base to become a plain ``nn.Linear`` in float32.
+        dequantize: Allow quantized linears, adapted or not, to become plain ones in float32.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the model has no adapters, or a base is quantized and ``dequantize`` is
-            False.
+        ValueError: If the model has no adapters; if a base is quantized and ``dequantize`` is
+            False, or rounds its inputs too, so that no plain linear equals it; if a base shares its
+            weight with another module.
     """
     layers = adapter_layers(model)
     if not layers:
@@ -53,7 +49,13 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
         if is_quantized(layer.base) and not dequantize:
             raise ValueError(
                 f"{name} is a {type(layer.base).__name__}: merging into it would round the change "
-                "to its few levels; pass dequantize=True to get plain float32 linears."
+                "to its few levels; dequantize=True (--dequantize) makes plain float32 linears."
+            )
+        if rounds_inputs(layer.base):
+            raise ValueError(
+                f"{name} is a {type(layer.base).__name__}, which rounds its inputs too, so that no "
+                "plain linear equals it; export the adapter, and merge it into the base in full "
+                "precision."
             )
         if _is_tied(model, layer):
             raise ValueError(
@@ -62,4 +64,7 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
             )
     for name, layer in layers.items():
         model.set_submodule(name, _merged(layer))
+    rest = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and is_quantized(m)]
+    for name in rest:  # half a quantized model could be saved as neither kind
+        model.set_submodule(name, plain_linear(model.get_submodule(name)))
     return model

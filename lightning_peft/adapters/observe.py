@@ -21,8 +21,9 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
     """Call an observer with the attended inputs of every adapted layer, once for each forward.
 
     The attention mask is read off the model's own keyword argument ``attention_mask`` (batch,
-    tokens); without it, or where a layer sees another shape, every token counts. A recomputation
-    under activation checkpointing is not a second forward and is not seen.
+    tokens), or off the ``position_ids`` of packed rows; without them, or where a layer sees another
+    shape, every token counts. A recomputation under activation checkpointing is not a second
+    forward and is not seen.
 
     Args:
         model: The adapted model, whose forward somebody calls.
@@ -64,6 +65,8 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask: Any = kwargs.get("attention_mask")
+        if mask is None and kwargs.get("position_ids") is not None:
+            mask = _of_packed_rows(kwargs["position_ids"])
         self._shape = mask.shape if mask is not None and mask.dim() == 2 else None
         # Positions are found once, since finding them waits for the device.
         self._attended = None if self._shape is None else mask.reshape(-1).nonzero()[:, 0]
@@ -89,3 +92,10 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
                 self.observer(name, layer, tokens)  # type: ignore[arg-type]
 
         return hook
+
+
+def _of_packed_rows(position_ids: Tensor) -> Tensor:
+    """Which tokens of packed rows count: not those of padding, documents of a single token."""
+    begins = position_ids == 0
+    ends = torch.cat([begins[:, 1:], torch.ones_like(begins[:, :1])], 1)
+    return ~(begins & ends)

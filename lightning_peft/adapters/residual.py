@@ -8,6 +8,7 @@ takes the same part out of it, bit for bit, without a second factorisation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ class ResidualLinear(LoRALinear):
         self.register_buffer("start_A", torch.zeros_like(self.lora_A))
         self.register_buffer("start_B", torch.zeros_like(self.lora_B))
         self._taken = False
-        self.register_load_state_dict_pre_hook(_put_back)
-        self.register_load_state_dict_post_hook(_take_again)
+        self.register_load_state_dict_pre_hook(_before)
+        self.register_load_state_dict_post_hook(_after)
 
     @torch.no_grad()
     def start_at(self, factor_B: Tensor, factor_A: Tensor) -> None:
@@ -73,18 +74,25 @@ class ResidualLinear(LoRALinear):
         lost = -self.scaling * self.start_B
         return torch.cat([left, lost], 1), torch.cat([right, self.start_A])
 
+    def before_loading(self, state: Mapping[str, Tensor]) -> None:
+        """Before other factors are loaded, give the base its own back."""
+        present = {"start_A": self.start_A, "start_B": self.start_B}
+        same = all(torch.equal(state.get(n, p).to(p), p) for n, p in present.items())
+        if self._taken and not same:
+            self._take(-1)
 
-def _put_back(layer: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before other factors are loaded, give the base its own back."""
+    def after_loading(self) -> None:
+        """Take the part that was loaded out of the base."""
+        if not self._taken and bool(self.start_A.any()):
+            self._take(1)
+
+
+def _before(layer: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
     assert isinstance(layer, ResidualLinear)
-    saved = [state.get(f"{prefix}{name}") for name in ("start_A", "start_B")]
-    present = [layer.start_A, layer.start_B]
-    same = all(s is None or torch.equal(s.to(p), p) for s, p in zip(saved, present, strict=True))
-    if layer._taken and not same:
-        layer._take(-1)
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    layer.before_loading(own)
 
 
-def _take_again(layer: nn.Module, keys: Any) -> None:
+def _after(layer: nn.Module, keys: Any) -> None:
     assert isinstance(layer, ResidualLinear)
-    if not layer._taken and bool(layer.start_A.any()):
-        layer._take(1)
+    layer.after_loading()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.functional import add_up, base_and_down, is_plain
+from lightning_peft.adapters.layer import LoRALinear, in_autocast
 
 
 class ScaledLinear(LoRALinear):
@@ -32,12 +32,12 @@ class ScaledLinear(LoRALinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``W x + s · v ⊙ B gate(A dropout(x))``, (..., d_in) to (..., d_out)."""
-        y = self.base(x)
-        z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
+        x, lora_A, lora_B, scale = in_autocast(x, self.active_A, self.active_B, self.output_scale)
+        y, z = base_and_down(self.base, x, lora_A, *self._drop(self._draw(x)))
         if self.gate is not None:
             z = self.gate(z)
-        change = F.linear(z * self.scaling, self.active_B) * self.output_scale
-        return y + change.to(y.dtype)
+        # The scale of the outputs goes into B, which is smaller than an activation.
+        return add_up(y, z, lora_B * scale[:, None], self.scaling, is_plain(self.base, x))
 
     def change(self) -> tuple[Tensor, Tensor]:
         """What eval adds to the base: ``left`` (d_out, rank) and ``right`` (rank, d_in)."""

@@ -1,8 +1,8 @@
 """Removing components for real: parameters, gradients and optimizer state get smaller together.
 
-On one device the tensors shrink. Where an engine has flattened or sharded them (DDP, ZeRO, FSDP)
+On one device the tensors shrink. Where an engine has buckets or shares of them (DDP, ZeRO, FSDP)
 they keep their size: survivors move to the front, the rest is zeroed in parameter, gradient and
-moments, and the layer computes with views of the front.
+moments, and the layer computes with views of the front. What is saved is the front in every case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.layer import LoRALinear
 
 
@@ -48,36 +49,26 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
 def _keep_slices(
     parameter: nn.Parameter, dim: int, indices: Tensor, optimizer: Optimizer | None, resize: bool
 ) -> None:
-    shape, grad = parameter.shape, parameter.grad
+    if not resize:
+        distributed.rewrite(
+            parameter, lambda t: _take(t, dim, indices.to(t.device), resize=False), optimizer
+        )
+        return
+    grad = parameter.grad
+    moments = {} if optimizer is None else distributed.moments(parameter, optimizer)
     value = _take(parameter.detach(), dim, indices, resize)
     grad = None if grad is None else _take(grad, dim, indices, resize)
-    if resize:
-        replace_tensor(parameter, value, grad)
-    else:
-        parameter.data.copy_(value)
-        parameter.grad = grad
-    _keep_state(parameter, shape, dim, indices, optimizer, resize)
-
-
-def _keep_state(
-    parameter: nn.Parameter,
-    shape: torch.Size,
-    dim: int,
-    indices: Tensor,
-    optimizer: Optimizer | None,
-    resize: bool = True,
-) -> None:
-    """Treat every tensor of the optimizer's state that has the parameter's old shape like it."""
-    if optimizer is None or parameter not in optimizer.state:
-        return
-    state = optimizer.state[parameter]
-    for key, value in state.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            state[key] = _take(value, dim, indices, resize)
+    replace_tensor(parameter, value, grad)
+    for key, moment in moments.items():
+        assert optimizer is not None
+        optimizer.state[parameter][key] = _take(moment, dim, indices, resize)
 
 
 def keep_components(
-    layer: LoRALinear, indices: Tensor, optimizer: Optimizer | None = None, resize: bool = True
+    layer: LoRALinear,
+    indices: Tensor,
+    optimizer: Optimizer | None = None,
+    resize: bool | None = None,
 ) -> None:
     """Keep the components at ``indices`` of a layer and remove the others.
 
@@ -87,17 +78,35 @@ def keep_components(
         indices: Of the survivors, increasing, (k,), int64; k = 0 leaves a layer that equals its
             base.
         optimizer: Whose moments follow. Without it a running optimizer's state is left as it was.
-        resize: Whether tensors shrink (one device) or keep their size with the survivors in front.
+        resize: Whether tensors shrink or keep their size with the survivors in front; None for
+            what the engine allows: they shrink on one device only.
+
+    Raises:
+        ValueError: If the optimizer packs its state (:func:`lightning_peft.distributed.moments`).
     """
+    if resize is None:
+        resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
+    if optimizer is not None and resize:
+        for parameter, _ in layer.components():
+            distributed.moments(parameter, optimizer)  # refuses before anything is changed
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     if layer.gate is not None:
-        _keep_in_gate(layer.gate, indices, layer.rank, optimizer)
+        _keep_in_gate(layer, indices, optimizer, resize)
     layer.rank = len(indices)
 
 
-def _keep_in_gate(gate: nn.Module, indices: Tensor, r: int, optimizer: Optimizer | None) -> None:
-    """Take what a gate holds for each component, tensors of shape (r,), like A and B."""
+def _keep_in_gate(
+    layer: LoRALinear, indices: Tensor, optimizer: Optimizer | None, resize: bool
+) -> None:
+    """Take what a gate holds for each component, tensors of shape (r,), like A and B.
+
+    Where a parameter has to keep its size the gate computes with its front
+    (``values[: z.shape[-1]]``). Buffers belong to no engine and shrink everywhere.
+    """
+    gate = layer.gate
+    assert gate is not None
+    r = layer.rank
     held = [*gate.named_parameters(), *gate.named_buffers()]
     for name, tensor in held:
         if tensor.dim() > 1 and r in tensor.shape:
@@ -106,14 +115,12 @@ def _keep_in_gate(gate: nn.Module, indices: Tensor, r: int, optimizer: Optimizer
                 "gate holds for each component must have shape (r,) for components to be removed."
             )
     for name, tensor in held:
-        if tensor.shape != (r,):
-            continue
-        at = indices.to(tensor.device)
         if isinstance(tensor, nn.Parameter):
-            _keep_slices(tensor, 0, at, optimizer, resize=True)
-        else:
+            if distributed.shape(tensor) == (r if resize else layer.r,):
+                _keep_slices(tensor, 0, indices.to(tensor.device), optimizer, resize)
+        elif tensor.shape == (r,):
             owner, _, leaf = name.rpartition(".")
-            setattr(gate.get_submodule(owner), leaf, tensor[at])
+            setattr(gate.get_submodule(owner), leaf, tensor[indices.to(tensor.device)])
 
 
 def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
@@ -139,8 +146,8 @@ def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
 def _grow(layer: LoRALinear, rank: int) -> None:
     gate = [] if layer.gate is None else [(t, 0) for t in layer.gate.parameters()]
     for parameter, dim in [*layer.components(), *gate]:
-        if parameter.shape[dim] == layer.rank:
-            shape = [*parameter.shape]
+        shape = [*distributed.shape(parameter)]  # where sizes are kept there is room already
+        if shape and shape[dim] == layer.rank:
             shape[dim] = rank
             replace_tensor(parameter, parameter.detach().new_zeros(shape))
     if layer.gate is not None:
@@ -149,3 +156,23 @@ def _grow(layer: LoRALinear, rank: int) -> None:
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer.gate.get_submodule(owner), leaf, buffer.new_zeros(rank))
     layer.rank = rank
+
+
+def living_part(layers: Iterable[LoRALinear]) -> dict[int, tuple[int, int]]:
+    """Which parameters hold dead components behind the living ones.
+
+    Args:
+        layers: The layers.
+
+    Returns:
+        By parameter id the dimension of its components, and how many of them live.
+    """
+    found = {}
+    for layer in layers:
+        gate = [] if layer.gate is None else [(p, 0) for p in layer.gate.parameters()]
+        for parameter, dim in [*layer.components(), *gate]:
+            shape = distributed.shape(parameter)
+            of_components = dim < len(shape) and shape[dim] == layer.r
+            if of_components and layer.rank < layer.r:
+                found[id(parameter)] = (dim, layer.rank)
+    return found

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, trained_values
-from lightning_peft.adapters.shrink import match_ranks
+from lightning_peft.adapters.shrink import living_part, match_ranks
 
 
 def _base_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -19,19 +20,81 @@ def _base_prefixes(model: nn.Module) -> tuple[str, ...]:
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor but the frozen base's: adapters, gates, and modules that train with them.
 
+    Under an engine that cuts parameters this gathers them, on all processes; what is dead behind
+    living components is left out, so that the state is the same under every engine.
+
     Args:
         model: The adapted model.
 
     Returns:
         Tensors by full name; a shared parameter stands under each of its names.
     """
+    living = living_part(adapter_layers(model).values())
+    found: dict[str, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
+    for name, tensor in _own_tensors(model).items():
+        if isinstance(tensor, nn.Parameter):
+            if id(tensor) not in gathered:
+                full = distributed.value(tensor)
+                dim, rank = living.get(id(tensor), (0, -1))
+                gathered[id(tensor)] = full if rank < 0 else full.narrow(dim, 0, rank).clone()
+            tensor = gathered[id(tensor)]
+        found[name] = tensor
+    return found
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers that are not the frozen base's, as the model has them."""
     layers, bases = tuple(f"{n}." for n in adapter_layers(model)), _base_prefixes(model)
-    trained = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     return {
         name: tensor
-        for name, tensor in model.state_dict().items()
-        if name in trained or (name.startswith(layers) and not name.startswith(bases))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if (isinstance(tensor, nn.Parameter) and tensor.requires_grad)
+        or (name.startswith(layers) and not name.startswith(bases))
     }
+
+
+def gate_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What gates hold beside parameters, by full name: masks, of which each process has its own."""
+    return {
+        f"{name}.gate.{leaf}": buffer
+        for name, layer in adapter_layers(model).items()
+        for leaf, buffer in (layer.gate.named_buffers() if layer.gate is not None else ())
+    }
+
+
+@torch.no_grad()
+def load_values(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Write saved tensors into a model of the same ranks, whatever engine holds it.
+
+    Args:
+        model: The adapted model.
+        state: Tensors by full name; where the model's are larger, they fill the front.
+    """
+    layers = adapter_layers(model)
+    for name, layer in layers.items():
+        start = f"{name}."
+        layer.before_loading({k[len(start) :]: v for k, v in state.items() if k.startswith(start)})
+    written: set[int] = set()
+    for name, tensor in _own_tensors(model).items():
+        if name not in state or id(tensor) in written:
+            continue
+        written.add(id(tensor))
+        if isinstance(tensor, nn.Parameter):
+            distributed.write(tensor, widened(state[name], distributed.shape(tensor)))
+        else:
+            tensor.copy_(state[name])
+    for layer in layers.values():
+        layer.after_loading()
+
+
+def widened(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor in the front of zeros of a larger shape; itself where it fits."""
+    if tensor.shape == shape:
+        return tensor
+    wide = tensor.new_zeros(shape)
+    wide[tuple(slice(n) for n in tensor.shape)] = tensor
+    return wide
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -56,7 +119,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             if len(differing) > 1
             else f"{differing[0]} {where}."
         )
-    model.load_state_dict(dict(state), strict=False)
+    load_values(model, state)
 
 
 def fit_ranks(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -89,7 +152,8 @@ def trainable_parameters(model: nn.Module, include_saved: bool = False) -> int:
     own = trained_values(model)
     count = sum(values for _, values in own.values())
     if include_saved or not adapter_layers(model):
-        count += sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in own)
+        others = (p for p in model.parameters() if p.requires_grad and id(p) not in own)
+        count += sum(distributed.shape(p).numel() for p in others)
     return count
 
 

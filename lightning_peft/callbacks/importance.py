@@ -3,7 +3,8 @@
 Importance of layer i is ``g_i = mean ‖ΔW_i x‖²`` over the attended tokens of a training batch, ΔW
 in eval form (no dropout, no mask) and against the original weight; its share is ``g_i / Σ g`` over
 the layers of its kind (LoRA-drop, https://arxiv.org/abs/2402.07721, over a sample there, over one
-batch here).
+batch here). Methods that train the weights themselves have ‖ΔW_i‖_F instead, which the column
+``measure`` tells apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, kind_of
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
@@ -37,7 +39,8 @@ class LayerImportance(Callback):
     watched; there is no second forward, and nothing is hooked in between. Into the run's folder go
     ``importance.csv`` (row by row), and at the end of the fit ``decisions.csv`` (what the strategy
     removed or shared, and when) and ``importance.png``. Shares also go to the trainer's loggers,
-    except to those that write ``metrics.csv``. Rank 0 measures its own batches and writes.
+    except to those that write ``metrics.csv``. Each process measures its own batch, the sums are
+    over all of them, and the first process writes.
 
     Args:
         every_n_steps: Optimizer steps between measurements, at least 1; step 0 is measured.
@@ -52,6 +55,7 @@ class LayerImportance(Callback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self._folder: Path | None = None
+        self._measures = False
         self._watch: observe_inputs | None = None
         self._last_step = -1
         # Sum over tokens, number of tokens and rank, by layer, of the batch that is being watched.
@@ -62,7 +66,7 @@ class LayerImportance(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: on every rank
-        self._last_step = -1
+        self._last_step, self._measures = -1, True
         if trainer.is_global_zero:
             self._folder = folder
             begin_file(folder / "importance.csv", trainer.global_step)
@@ -72,7 +76,7 @@ class LayerImportance(Callback):
     ) -> None:
         """Watch this batch if it opens the window of a step that is due."""
         step = trainer.global_step
-        if self._folder is None or step % self.every_n_steps or step == self._last_step:
+        if not self._measures or step % self.every_n_steps or step == self._last_step:
             return
         self._last_step = step
         self._seen = {}
@@ -91,7 +95,13 @@ class LayerImportance(Callback):
         self._record(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the decisions and draw the picture."""
+        """Write the decisions and draw the picture; also of a run killed after its last step."""
+        if self._folder is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast
+            undrawn = (folder / "importance.csv").is_file() and not (
+                folder / "importance.png"
+            ).is_file()
+            self._folder = folder if undrawn and trainer.is_global_zero else None
         self._close(trainer)
 
     def on_exception(
@@ -118,12 +128,18 @@ class LayerImportance(Callback):
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._stop_watching():
             return
-        if not self._seen:
-            _say_why_nothing_was_seen(_adapted_model(trainer, pl_module), self._last_step)
+        model, measure = _adapted_model(trainer, pl_module), "output"
+        if adapter_layers(model):
+            self._seen = seen_by_all(model, self._seen)
+        else:
+            self._seen, measure = _weight_changes(trainer), "weight"
+        if self._folder is None:
             return
-        rows = importance_rows(self._last_step, self._seen)
+        if not self._seen:
+            _say_why_nothing_was_seen(model, self._last_step)
+            return
+        rows = importance_rows(self._last_step, self._seen, measure)
         self._seen = {}
-        assert self._folder is not None
         with (self._folder / "importance.csv").open("a", encoding="utf-8", newline="") as file:
             file.write(csv_text(rows, IMPORTANCE))
         shares = {f"importance/{row['layer']}": row["share"] for row in rows}
@@ -133,7 +149,7 @@ class LayerImportance(Callback):
                 logger.log_metrics(shares, step=self._last_step)
 
     def _close(self, trainer: Trainer) -> None:
-        folder, self._folder = self._folder, None
+        folder, self._folder, self._measures = self._folder, None, False
         if folder is None:
             return
         from lightning_peft.reports.pictures import save_importance
@@ -149,12 +165,42 @@ class LayerImportance(Callback):
             rank_zero_warn(f"importance.png was not drawn: {error}")
 
 
-def importance_rows(step: int, seen: Mapping[str, tuple[Tensor, int, int]]) -> list[Row]:
+def seen_by_all(
+    model: nn.Module, seen: dict[str, tuple[Tensor, int, int]]
+) -> dict[str, tuple[Tensor, int, int]]:
+    """What all processes have seen of the layers together.
+
+    Args:
+        model: The adapted model.
+        seen: By layer: sum of ‖ΔWx‖² (scalar), number of tokens, rank.
+
+    Returns:
+        The same, over all processes; layers that none has seen are left out.
+    """
+    if distributed.world_size() == 1:
+        return seen
+    layers = adapter_layers(model)
+    device = next((total.device for total, _, _ in seen.values()), torch.device("cpu"))
+    zero = torch.zeros((), device=device)
+    sums = torch.stack([seen[n][0].to(device) if n in seen else zero for n in layers]).double()
+    counts = torch.tensor([seen[n][1] if n in seen else 0 for n in layers], device=device).double()
+    sums, counts = distributed.total([sums, counts])
+    return {
+        name: (sums[i], int(counts[i]), layer.rank)
+        for i, (name, layer) in enumerate(layers.items())
+        if counts[i]
+    }
+
+
+def importance_rows(
+    step: int, seen: Mapping[str, tuple[Tensor, int, int]], measure: str = "output"
+) -> list[Row]:
     """Rows of ``importance.csv`` for one step.
 
     Args:
         step: Optimizer step.
         seen: By layer, in the model's order: sum of ‖ΔWx‖² (scalar), number of tokens, rank.
+        measure: What was summed, one of ``MEASURES``.
 
     Returns:
         A row for each layer; shares are NaN where an importance is not finite.
@@ -175,6 +221,7 @@ def importance_rows(step: int, seen: Mapping[str, tuple[Tensor, int, int]]) -> l
             "rank": rank,
             "importance": importance[name],
             "share": share[name],
+            "measure": measure,
         }
         for name, (_, _, rank) in seen.items()
     ]
@@ -211,6 +258,18 @@ def begin_file(path: Path, global_step: int) -> None:
 def _strategy(trainer: Trainer) -> AdapterStrategy | None:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return next((c for c in callbacks if isinstance(c, AdapterStrategy)), None)
+
+
+def _weight_changes(trainer: Trainer) -> dict[str, tuple[Tensor, int, int]]:
+    """What methods without adapters have to show: the change itself may have any rank."""
+    strategy = _strategy(trainer)
+    if strategy is None or strategy.model is None:
+        return {}
+    found = {}
+    for name, change in strategy.weight_changes(strategy.model).items():
+        weight: Tensor = strategy.model.get_submodule(name).weight  # type: ignore[assignment]
+        found[name] = (change, 1, min(weight.shape))
+    return found
 
 
 def _adapted_model(trainer: Trainer, pl_module: LightningModule) -> nn.Module:

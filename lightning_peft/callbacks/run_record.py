@@ -1,4 +1,8 @@
-"""``run.json`` and ``adapter/``: what a run was, how it ended, and what it leaves to take away."""
+"""What a run was, how it ended, and what it leaves to take away.
+
+``run.json``, and ``adapter/`` in PEFT's format; ``model/`` where a method trains the model's own
+weights and has no adapter.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +20,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
+from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, save_peft, trainable_parameters
+from lightning_peft.adapters.attach import own_parameters
 from lightning_peft.atomic import write_atomically
+from lightning_peft.callbacks.checkpoints import Preempted
 from lightning_peft.strategies.base import AdapterStrategy
 
 PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "lightning-peft")
@@ -32,7 +41,7 @@ class RunRecord(Callback):
     adds its scores to the record of the run that it tests.
 
     Args:
-        export_adapter: Whether to write ``adapter/`` when training ends.
+        export_adapter: Whether to write ``adapter/`` (or ``model/``) when training ends.
     """
 
     def __init__(self, export_adapter: bool = True) -> None:
@@ -42,6 +51,8 @@ class RunRecord(Callback):
         self._began = time.perf_counter()
         self._start_parameters: int | None = None
         self._started = False
+        self._exported: str | None = None
+        self._folder = Path()
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
@@ -70,6 +81,8 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, so that a killed run has its record."""
         self._began, self._started = time.perf_counter(), True
+        # On every rank, since finding it is a broadcast; later on one process may be alone.
+        self._folder = run_folder(trainer)
         self._write(trainer, pl_module, status="running")
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -82,13 +95,20 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
-        folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
-        if not trainer.is_global_zero or (not self._started and (folder / "run.json").is_file()):
-            return  # the run had ended already
-        alive = any(layer.rank for layer in adapter_layers(pl_module).values())
-        if self.export_adapter and alive:
-            save_peft(getattr(pl_module, "model", pl_module), folder / "adapter")
-            rank_zero_info(f"adapter (PEFT format): {folder / 'adapter'}")
+        folder = self._folder = run_folder(trainer)  # on every rank, since it is a broadcast
+        model = getattr(pl_module, "model", pl_module)
+        own = [p for layer in adapter_layers(model).values() for p in own_parameters(layer)]
+        own += [p for p in model.parameters() if p.requires_grad]
+        with distributed.gathered(model, own):
+            if trainer.is_global_zero:
+                self._finish(trainer, pl_module, folder)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+        if not self._started and _has_ended(folder / "run.json"):
+            return
+        if self.export_adapter:
+            self._exported = take_away(getattr(pl_module, "model", pl_module), folder)
+            rank_zero_info(self._exported)
         self._write(trainer, pl_module, status="finished")
         rank_zero_info(f"run record: {folder / 'run.json'}")
 
@@ -99,7 +119,8 @@ class RunRecord(Callback):
         if (
             self._started
         ):  # an earlier failure must not overwrite the record of the run to go on with
-            self._write(trainer, pl_module, status=f"failed: {exception}")
+            how = "preempted" if isinstance(exception, Preempted) else "failed"
+            self._write(trainer, pl_module, status=f"{how}: {exception}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the test's scores to the record in the folder, or begin one."""
@@ -114,10 +135,9 @@ class RunRecord(Callback):
         _write_json(path, record)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
-        folder = run_folder(trainer)
         if trainer.is_global_zero:
             record = {**self._record(trainer, pl_module), "status": status}
-            _write_json(folder / "run.json", record)
+            _write_json(self._folder / "run.json", record)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -131,15 +151,18 @@ class RunRecord(Callback):
             "protocol": _protocol(trainer),
             "data_seed": getattr(data, "seed", None),
             "seed": torch.initial_seed(),
+            "engine": engines.name_of(trainer.strategy),
+            "processes": trainer.world_size,
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "parameters": {
                 "start": self._start_parameters,
                 "end": trainable_parameters(pl_module, include_saved=True),
-                "total": sum(p.numel() for p in pl_module.parameters()),
+                "total": sum(distributed.shape(p).numel() for p in pl_module.parameters()),
             },
             "ranks": {name: layer.rank for name, layer in _layers(pl_module).items()},
             "metrics": _numbers(trainer.callback_metrics),
+            "exported": self._exported,
             "seconds": round(self.seconds, 2),
             "seconds_per_step": round(self.step_seconds / max(trainer.global_step, 1), 6),
             "peak_memory_mb": round(_peak_memory_mb(), 1),
@@ -151,6 +174,36 @@ class RunRecord(Callback):
 def run_folder(trainer: Trainer) -> Path:
     """Where a run leaves its files: the first logger's folder, or the trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _has_ended(path: Path) -> bool:
+    """Whether a record is of a run that came to its end; one that was killed is "running"."""
+    return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
+
+
+def take_away(model: nn.Module, folder: Path) -> str:
+    """Write what a trained model leaves to take away.
+
+    Args:
+        model: The trained model.
+        folder: Where ``adapter/`` or ``model/`` is made.
+
+    Returns:
+        What was written, or why nothing was, for the record.
+    """
+    layers = adapter_layers(model)
+    if any(layer.rank for layer in layers.values()):
+        return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
+    if layers:
+        return "nothing: every layer has lost all its components"
+    if not hasattr(model, "save_pretrained"):
+        return "nothing: there is no adapter, and the model has no save_pretrained"
+    part = folder / ".model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)  # type: ignore[operator]
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    part.replace(folder / "model")
+    return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"
 
 
 def _layers(pl_module: LightningModule) -> dict[str, Any]:

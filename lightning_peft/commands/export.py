@@ -1,4 +1,7 @@
-"""``lightning-peft export``: the adapter of a checkpoint in PEFT's format, or the merged model."""
+"""``lightning-peft export``: the adapter of a checkpoint in PEFT's format, or the merged model.
+
+A method that trains the model's own weights has no adapter; its model is written either way.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ def main(words: list[str]) -> None:
     )
     options = parser.parse_args(words)
 
-    from lightning_peft.adapters import merge, save_peft
+    from lightning_peft.adapters import adapter_layers, merge, save_peft
+    from lightning_peft.modules.quantization import forget_quantization
     from lightning_peft.runs import find_last, folder_of, read_checkpoint
 
     path, output = Path(options.ckpt_path), Path(options.output)
@@ -48,13 +52,18 @@ def main(words: list[str]) -> None:
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     module.eval()
-    if options.merge:
-        merge(module.model, options.dequantize)
-        module.model.save_pretrained(output)
-        _tokenizer(module.model_name_or_path, output)
-    else:
+    adapted = bool(adapter_layers(module.model))
+    if adapted and not options.merge:
         save_peft(module.model, output)
-    print(f"{'merged model' if options.merge else 'adapter'}: {output}")
+        print(f"adapter: {output}")
+        return
+    if adapted:
+        merge(module.model, options.dequantize)
+        forget_quantization(module.model)
+    module.model.save_pretrained(output)
+    _tokenizer(module.model_name_or_path, output)
+    reason = "" if adapted else f" ({type(module.adapter).__name__} has no adapter)"
+    print(f"{'merged model' if adapted else 'model'}{reason}: {output}")
 
 
 def _module(config: Path) -> Any:

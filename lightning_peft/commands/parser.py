@@ -8,6 +8,7 @@ the first that is wrong is named as the user wrote it.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import difflib
 import functools
 import importlib
@@ -362,6 +363,13 @@ def _check_value(action: Action, value: Any, key: str) -> None:
                 _check_class(action, {"class_path": value}, key)
         elif not isinstance(value, (dict, list)):
             raise _Found(_no_good(hint, value, key))
+    elif isinstance(value, str) and "str" in _scalars(hint) and not bases:
+        with contextlib.suppress(yaml.YAMLError):
+            if isinstance(read := yaml.safe_load(value), (dict, list)):
+                raise _Found(
+                    f"{key} takes a text, but YAML reads {value!r} as {read!r}; put the text in "
+                    "quotes of its own."
+                )
 
 
 def _check_class(action: Action, value: dict[str, Any], key: str) -> None:

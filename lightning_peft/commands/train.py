@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import lightning_peft.datamodules
 import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
-from lightning_peft.callbacks import LayerImportance, RunRecord
+from lightning_peft import engines
+from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
 from lightning_peft.commands.parser import FriendlyParser, own_sentence
 from lightning_peft.runs import (
     AtomicCheckpointIO,
@@ -27,76 +28,11 @@ from lightning_peft.runs import (
     belongs_to_run,
     find_last,
     folder_of,
+    interrupted_test,
     next_folder,
     read_checkpoint,
-    step_of,
 )
 from lightning_peft.strategies import AdapterStrategy
-
-
-class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints with defaults for adapters: the last two, by step.
-
-    Args:
-        every_n_train_steps: Optimizer steps between checkpoints.
-        save_top_k: How many of the latest are kept; -1 keeps all. Two, so that a damaged file
-            leaves one.
-    """
-
-    def __init__(self, every_n_train_steps: int = 200, save_top_k: int = 2) -> None:
-        super().__init__(
-            filename="{step}",
-            monitor="step",
-            mode="max",
-            save_top_k=save_top_k,
-            every_n_train_steps=every_n_train_steps,
-            save_on_train_epoch_end=False,
-        )
-        self._after_validation = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what lies after the checkpoint that the run goes on from, and torn files."""
-        folder = Path(self.dirpath or "")
-        if trainer.is_global_zero and self.dirpath and folder.is_dir():
-            later = [p for p in folder.glob("step=*.ckpt") if step_of(p) > trainer.global_step]
-            for path in (*later, *folder.glob(".*.part")):
-                path.unlink()
-        super().on_train_start(trainer, pl_module)
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Remember how many steps were made before this batch."""
-        self._steps_before = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save right after an optimizer step that is due.
-
-        Lightning's own hook puts the save off at the last batch of an epoch, to the first batch of
-        the next one: in the middle of an accumulation window, whose gradients no checkpoint holds.
-        """
-        step = trainer.global_step
-        if step == self._steps_before or step % self._every_n_train_steps:
-            return
-        # A run that goes on from before a validation does not make up for it, and would lack its
-        # row in metrics.csv: where one follows, the checkpoint comes after it.
-        fit = trainer.fit_loop
-        self._after_validation = fit.epoch_loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]
-        if not self._after_validation:
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was put off until here."""
-        if self._after_validation:
-            self._after_validation = False
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the end of training, whatever step it falls on."""
-        self._save(trainer)
-
-    def _save(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
 
 # Whose constructor may refuse something, and how users write its key.
 KEYS: dict[type, str] = {
@@ -156,6 +92,10 @@ class PeftCLI(LightningCLI):
         self.ckpt_path: Path | None = None
         if config.get("ckpt_path") == "last":
             self.ckpt_path = find_last(root)
+        elif int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and self.subcommand == "fit":
+            # torchrun starts the same command again: what was there at its first start is not new.
+            with contextlib.suppress(FileNotFoundError):
+                self.ckpt_path = find_last(root)
         elif config.get("ckpt_path"):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
@@ -165,7 +105,11 @@ class PeftCLI(LightningCLI):
         own = self.ckpt_path is not None and (
             self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
         )
-        self.folder = folder_of(self.ckpt_path) if own and self.ckpt_path else next_folder(root)
+        if own and self.ckpt_path is not None:
+            self.folder = folder_of(self.ckpt_path)
+        else:
+            asks = self.subcommand in ("test", "predict")
+            self.folder = (interrupted_test(root) if asks else None) or next_folder(root)
 
     def instantiate_classes(self) -> None:
         """Make everything, and let through what a constructor itself says of its arguments."""
@@ -188,6 +132,9 @@ class PeftCLI(LightningCLI):
                 and self.trainer.is_global_zero
             ):
                 _remove(new)
+            lost = engines.explain(error)
+            if lost is not None:
+                raise ValueError(lost) from error
             if isinstance(error, (ValueError, MisconfigurationException)) and _from_lightning(
                 error
             ):
@@ -236,7 +183,7 @@ class PeftCLI(LightningCLI):
         for key in (key for key in metrics if key.startswith("val_")):
             start = f"{before[key]:.4f} before, " if key in before else ""
             rank_zero_info(f"{key}: {start}{metrics[key]:.4f} after")
-        for name in ("adapter", "importance.png", "run.json"):
+        for name in ("adapter", "model", "importance.png", "run.json"):
             if (self.folder / name).exists():
                 rank_zero_info(f"{name}: {self.folder / name}")
 
@@ -272,6 +219,8 @@ def _quieten() -> None:
     warnings.filterwarnings(
         "ignore", "Checkpoint directory .* exists and is not empty", UserWarning
     )
+    # Validation is a choice, and without it there is no loader.
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero", UserWarning)
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # a download takes long enough to be shown
 

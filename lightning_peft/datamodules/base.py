@@ -24,12 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.arguments import at_least, known
 from lightning_peft.datamodules.batches import EncodedDataset, PromptDataset, TrainingData
 from lightning_peft.datamodules.examples import Encoder, Example, encode_cached
+from lightning_peft.datamodules.packing import PackedDataset
 from lightning_peft.datamodules.protocols import Protocol
 from lightning_peft.datamodules.samplers import fixed_sample
 from lightning_peft.datamodules.tokenized import TokenizedDataModule
@@ -44,6 +45,8 @@ class TextDataModule(TokenizedDataModule):
         max_length: Limit in tokens in place of the protocol's. A byte-level tokenizer needs about
             four times what others do.
         max_new_tokens: Limit of generated tokens in place of the protocol's.
+        packing: Train on rows of several records, each up to ``max_length`` tokens and none seen by
+            another. ``batch_size`` then counts such packs.
         **kwargs: The arguments of `TokenizedDataModule`.
 
     Attributes:
@@ -58,9 +61,11 @@ class TextDataModule(TokenizedDataModule):
         protocol: str,
         max_length: int | None = None,
         max_new_tokens: int | None = None,
+        packing: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
+        self.packing = packing
         changes = {"max_length": max_length, "max_new_tokens": max_new_tokens}
         given = {key: at_least(1, key, n) for key, n in changes.items() if n is not None}
         chosen = self.protocols[known("protocol", protocol, self.protocols)]
@@ -118,6 +123,10 @@ class TextDataModule(TokenizedDataModule):
         """Say how a task's answers are generated."""
         return self.protocol
 
+    def task_protocol(self, task: str) -> Protocol:
+        """Return the protocol in force on a test task, its decoding included."""
+        return self.decoding(task)
+
     def follow_up(self, batch: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any] | None:
         """Ask on in a conversation.
 
@@ -161,6 +170,17 @@ class TextDataModule(TokenizedDataModule):
             val = [e for i, e in enumerate(train) if i in held_out]
             train = [e for i, e in enumerate(train) if i not in held_out]
         return self._encoded("train", train), self._encoded("val", val)
+
+    def batched(self, data: TrainingData) -> TrainingData:
+        """Return the data, or packs of them."""
+        if not self.packing:
+            return data
+        packed = PackedDataset(data, self._limit)
+        rank_zero_info(
+            f"packing: {len(data)} training records in {len(packed)} packs of up to "
+            f"{self._limit} tokens, {packed.lengths().mean() / self._limit:.1%} full"
+        )
+        return packed
 
     def test_sets(self) -> dict[str, PromptDataset]:
         """Make the test set of every task."""

@@ -7,7 +7,9 @@ without fetching them, which is how the loader weighs an accumulation window in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -77,11 +79,12 @@ def training_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     return {
         "input_ids": pad([ids for ids, _ in rows], pad_id),
         "attention_mask": pad([[1] * len(ids) for ids, _ in rows], 0),
-        "labels": pad([_labels(*row) for row in rows], IGNORED),
+        "labels": pad([row_labels(*row) for row in rows], IGNORED),
     }
 
 
-def _labels(ids: list[int], spans: Sequence[int]) -> list[int]:
+def row_labels(ids: list[int], spans: Sequence[int]) -> list[int]:
+    """Return a row's labels: its ids within the spans, else ``IGNORED``."""
     labels = [IGNORED] * len(ids)
     for begin, end in zip(spans[::2], spans[1::2], strict=True):
         labels[begin:end] = ids[begin:end]
@@ -174,6 +177,11 @@ class PromptDataset(TorchDataset[Any]):
         """Order rows by length, so that batches hold little padding and memory runs out at once."""
         return sorted(range(len(self)), key=lambda i: -len(self.tokens[i]))
 
+    def fingerprint(self) -> str:
+        """Identify what is asked and what is expected, record by record."""
+        rows = zip(self.tokens, self.examples, strict=True)
+        return fingerprint([e.index, e.prompt, e.expected, list(ids)] for ids, e in rows)
+
     def collate(self, rows: Sequence[tuple[Sequence[int], Example]]) -> dict[str, Any]:
         """Pad on the left: ``input_ids`` and ``attention_mask`` `(n, longest)`, and the records."""
         tokens, examples = zip(*rows, strict=True)
@@ -185,6 +193,14 @@ class PromptDataset(TorchDataset[Any]):
             "expected": [e.expected for e in examples],
             "task": examples[0].task,
         }
+
+
+def fingerprint(records: Iterable[Any]) -> str:
+    """Identify records, in any form that JSON holds, by 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 class Subset:

@@ -133,7 +133,7 @@ class CommonsenseDataModule(TextDataModule):
             rank_zero_info(f"Without a test.json, and not tested: {', '.join(missing)}.")
         return {
             task: [
-                self.example(_instruction(record), "", task, index, record["answer"])
+                self.example(_instruction(record), "", task, index, _label(record, task, index))
                 for index, record in enumerate(
                     files.read(f"{task}/test.json", ("instruction", "output", "answer"))
                 )
@@ -157,6 +157,17 @@ class CommonsenseDataModule(TextDataModule):
 
     def _files(self, data_dir: str | None) -> RecordFiles:
         return RecordFiles(str(data_dir), self.cache_dir)
+
+
+def _label(record: Mapping[str, Any], task: str, index: int) -> str:
+    """Return a test record's label, if it is one of the task's."""
+    label: str = record["answer"]
+    if label not in LABELS[task]:
+        raise ValueError(
+            f"Record {index + 1} of {task}/test.json has the answer {label!r}, which is none of "
+            f"{', '.join(LABELS[task])}."
+        )
+    return label
 
 
 def _instruction(record: Mapping[str, Any]) -> str:

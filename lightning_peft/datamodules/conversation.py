@@ -95,7 +95,9 @@ class ConversationDataModule(TextDataModule):
                 examples.append(self.chat_example(answered, "conversation", index))
             else:
                 unanswered += 1
-        if unanswered and examples:
+        if unanswered and not examples:
+            raise ValueError(f"None of the {unanswered} conversations in {place} holds an answer.")
+        if unanswered:
             rank_zero_warn(
                 f"{unanswered} of {unanswered + len(examples)} conversations in {place} hold no "
                 "answer and were left out."

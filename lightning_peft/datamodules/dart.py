@@ -39,7 +39,7 @@ class DartDataModule(ReferencesDataModule):
     """
 
     task = "dart"
-    wanted = "'tripleset'"
+    wanted = {"source": "'tripleset'", "reference": "text in 'annotations'"}
     splits = {
         "train": Source(("dart*train*.json", "train*.json", "train*.parquet"), HUB, "train"),
         "dev": Source(("dart*dev*.json", "dev*.json", "validation*.parquet"), HUB, "validation"),

@@ -37,7 +37,7 @@ class DialogSumDataModule(ReferencesDataModule):
     """
 
     task = "dialogsum"
-    wanted = "'dialogue'"
+    wanted = {"source": "'dialogue'", "reference": "'summary' (or summary1 to summary3)"}
     splits = {
         "train": Source(("*train*.jsonl", "train*.csv"), HUB, "train"),
         "dev": Source(("*dev*.jsonl", "validation*.csv"), HUB, "validation"),

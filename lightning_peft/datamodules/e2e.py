@@ -39,7 +39,7 @@ class E2EDataModule(ReferencesDataModule):
     """
 
     task = "e2e"
-    wanted = "'mr'"
+    wanted = {"source": "'mr'", "reference": "'ref'"}
     splits = {
         "train": Source(("trainset*.csv", "train*.csv", "train*.parquet"), HUB, "train"),
         "dev": Source(("devset*.csv", "dev*.csv", "validation*.parquet"), HUB, "validation"),

@@ -65,6 +65,11 @@ class InstructionDataModule(TextDataModule):
         data_dir: A file, a folder that holds a ``train`` file, or ``owner/name`` on the hub.
         val_file: File to validate on, in place of ``val_size`` records of the training data.
         test_file: File to test on.
+        train_split: Which files of the folder (by how their names begin) or which split of the
+            hub's data to train on; of the latter `datasets` takes parts too, ``train[:5000]``.
+        val_split: The same to validate on, in place of ``val_file``.
+        test_split: The same to test on, in place of ``test_file``.
+        subset: The hub data's configuration, such as ``main``.
         columns: The data's names of fields, such as ``{instruction: question, output: answer}``.
         template: A prompt with ``{instruction}``, and ``{input}`` where that is not to follow the
             instruction in a line of its own; in place of the protocol's.
@@ -90,6 +95,10 @@ class InstructionDataModule(TextDataModule):
         data_dir: str,
         val_file: str | None = None,
         test_file: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        test_split: str | None = None,
+        subset: str | None = None,
         columns: dict[str, str] | None = None,
         template: str | None = None,
         chat_template: bool = False,
@@ -104,7 +113,12 @@ class InstructionDataModule(TextDataModule):
             raise ValueError(f"data.template {template!r} has no place for {{instruction}}.")
         if template is not None and chat_template:
             raise ValueError("data.template and data.chat_template are both set; take one.")
+        for name, file, split in (("val", val_file, val_split), ("test", test_file, test_split)):
+            if file is not None and split is not None:
+                raise ValueError(f"data.{name}_file and data.{name}_split are both set; take one.")
         self.val_file, self.test_file, self.columns = val_file, test_file, dict(columns or {})
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
+        self.subset = subset
         self.template, self.chat_template = template, chat_template
         self._chat: ChatTemplate | None = None
         if template is not None:
@@ -125,27 +139,30 @@ class InstructionDataModule(TextDataModule):
         """Return the training records."""
         path = Path(str(self.data_dir))
         if path.is_file() or path.suffix.lower() in READERS:
-            return self._examples(read_file(path, (), self.cache_dir), str(path))
-        source = Source(tuple(f"train*{kind}" for kind in READERS), str(path), "train")
-        folder = str(path) if path.is_dir() else None
-        place = ", ".join(map(str, source.there(folder))) or source.hub
-        return self._examples(source.read(folder, self.cache_dir), place)
+            return self._examples(*self._of_file(path))
+        return self._examples(*self._of_split(self.train_split))
 
     def val_examples(self) -> list[Example] | None:
-        """Return the records of ``val_file``, if there is one."""
-        if self.val_file is None:
-            return None
-        return self._examples(read_file(self.val_file, (), self.cache_dir), self.val_file)
+        """Return the records of ``val_file`` or ``val_split``, if there is one."""
+        if self.val_file is not None:
+            return self._examples(*self._of_file(self.val_file))
+        return None if self.val_split is None else self._examples(*self._of_split(self.val_split))
 
     def test_examples(self) -> Mapping[str, Sequence[Example]]:
-        """Return the records of ``test_file``, their last answers as what is expected."""
-        if self.test_file is None:
-            raise ValueError("data.test_file is not set, so there is nothing to test on.")
-        records = read_file(self.test_file, (), self.cache_dir)
-        task = Path(self.test_file).stem
-        examples = self._examples(records, self.test_file, task)
+        """Return the test records, their last answers as what is expected."""
+        if self.test_file is not None:
+            task = Path(self.test_file).stem
+            records, place = self._of_file(self.test_file)
+        elif self.test_split is not None:
+            task = re.sub(r"\W+", "_", self.test_split).strip("_")
+            records, place = self._of_split(self.test_split)
+        else:
+            raise ValueError(
+                "data.test_file is not set, nor data.test_split, so there is nothing to test on."
+            )
+        examples = self._examples(records, place, task)
         if not any(e.prompt for e in examples):
-            raise ValueError(f"{self.test_file} is in the text form, which asks nothing to test.")
+            raise ValueError(f"{place} is in the text form, which asks nothing to test.")
         return {task: examples}
 
     def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -159,6 +176,24 @@ class InstructionDataModule(TextDataModule):
         """Return the share of equal answers and the mean ROUGE-L."""
         names = {"accuracy": "correct", "rougeL": "rougeL"}
         return {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items()}
+
+    def _of_file(self, path: str | Path) -> tuple[Records, str]:
+        """Read a file's records; and its name."""
+        return read_file(path, (), self.cache_dir), str(path)
+
+    def _of_split(self, split: str) -> tuple[Records, str]:
+        """Read a split of the folder or of the hub's data; and its name."""
+        path = Path(str(self.data_dir))
+        if path.is_file():
+            raise ValueError(
+                f"data.data_dir {str(path)!r} is a file, which has no split {split!r}; name "
+                "another file in data.val_file or data.test_file."
+            )
+        files = tuple(f"{split}*{kind}" for kind in READERS)
+        source = Source(files, str(path), split, self.subset)
+        folder = str(path) if path.is_dir() else None
+        place = ", ".join(map(str, source.there(folder))) or f"{source.hub} ({split})"
+        return source.read(folder, self.cache_dir), place
 
     # Records --------------------------------------------------------------------------------------
 

@@ -72,6 +72,11 @@ class LabelledDataModule(TokenizedDataModule):
         """Make the metrics of predicted class indices or scores."""
         return make_metrics(self.metric_names, len(self.label_names or ()))
 
+    def task_protocol(self, task: str) -> PairProtocol:
+        """Return the protocol in force, the same on all sets."""
+        assert self.protocol is not None
+        return self.protocol
+
     def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
         """Say of every row with ``output`` and ``expected`` whether it is ``correct``.
 

@@ -37,11 +37,14 @@ _LLM_ADAPTERS_NUMBER = re.compile(r"-?\d+\.?\d*")
 # Gold answers -------------------------------------------------------------------------------------
 
 
-def gsm8k_gold(answer: str) -> str:
-    """Return what follows ``#### `` in a GSM8K answer, without commas."""
+def gsm8k_gold(answer: str, place: str = "A GSM8K record") -> str:
+    """Return what follows ``#### `` in a GSM8K answer, without commas; ``place`` names it."""
     _, found, gold = answer.rpartition("#### ")
     if not found:
-        raise ValueError(f"A GSM8K answer ends in '#### ' and a number; this one is {answer!r}.")
+        end = answer[-60:]
+        raise ValueError(
+            f"{place} has an answer that does not end in '#### ' and a number, but in {end!r}."
+        )
     return gold.replace(",", "").strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_peft.datamodules.math_answers import MARKER, boxed, gsm8k_gold
+from lightning_peft.datamodules.math_answers import MARKER, boxed, gsm8k_gold, same_number
 from lightning_peft.datamodules.records import Source
 
 
@@ -26,18 +26,29 @@ TESTS = {
 }
 
 
-def with_marker(answer: str) -> str:
+def with_marker(answer: str, place: str = "A GSM8K record") -> str:
     """End a GSM8K answer as MetaMathQA's end: ``The answer is: 18``."""
-    return f"{answer}\n{MARKER}{gsm8k_gold(answer)}"
+    return f"{answer}\n{MARKER}{gsm8k_gold(answer, place)}"
 
 
 def gold(task: str, record: Mapping[str, Any], number: int) -> str:
-    """Return a test record's gold answer; ``number`` names it where it has none."""
+    """Return a test record's gold answer; ``number`` names it where it has none.
+
+    Raises:
+        ValueError: If there is none that answers can be compared with.
+    """
+    if task == "MATH":
+        answer = boxed(record["solution"])
+        if answer is None:
+            raise ValueError(f"Record {number} of MATH has no \\boxed answer in its solution.")
+        return answer
+    text = str(record["answer"])
     if task == "gsm8k":
-        return gsm8k_gold(record["answer"])
-    if task != "MATH":
-        return str(record["answer"])
-    answer = boxed(record["solution"])
-    if answer is None:
-        raise ValueError(f"Record {number} of MATH has no \\boxed answer in its solution.")
-    return answer
+        text = gsm8k_gold(text, f"Record {number} of gsm8k")
+    comparable = (text in tuple("ABCDE")) if task == "AQuA" else same_number(text, text)
+    if not comparable:
+        wanted = "letter from A to E" if task == "AQuA" else "number"
+        raise ValueError(
+            f"Record {number} of {task} has the answer {text!r}, which is no {wanted}."
+        )
+    return text

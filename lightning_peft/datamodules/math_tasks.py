@@ -133,9 +133,12 @@ class MathDataModule(TextDataModule):
                 self.example(r["query"], r["response"], r.get("type") or "metamathqa", i)
                 for i, r in enumerate(records)
             ]
+        answered = [
+            with_marker(r["answer"], f"Record {i + 1} of gsm8k") for i, r in enumerate(records)
+        ]
         return [
-            self.example(r["question"], with_marker(r["answer"]), "gsm8k", i)
-            for i, r in enumerate(records)
+            self.example(r["question"], answer, "gsm8k", i)
+            for i, (r, answer) in enumerate(zip(records, answered, strict=True))
         ]
 
     def test_examples(self) -> Mapping[str, Sequence[Example]]:

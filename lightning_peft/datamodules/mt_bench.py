@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,9 @@ def judge_messages(
 
 
 def judge_tasks(data_dir: Path, answers: Path, judge: str) -> list[dict[str, Any]]:
-    """Prepare both turns of every question: what judgments will hold, and ``messages`` to send.
+    """Prepare both turns of every answered question: what judgments will hold, and ``messages``.
 
-    The ``digest`` of these, with judge and question, tells whether they are judged already.
+    The ``digest`` of the messages, with judge and question, tells whether they are judged already.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -116,8 +117,17 @@ def judge_tasks(data_dir: Path, answers: Path, judge: str) -> list[dict[str, Any
     if len(files) != 1:
         raise ValueError(f"{data_dir}/reference_answer has to hold one .jsonl, or {judge}.jsonl.")
     references = read_answers(files[0])
-    if odd := given.keys() ^ questions.keys():
-        raise ValueError(f"Question {min(odd)} is not in both {data_dir} and {answers}.")
+    if not given:
+        raise ValueError(f"{answers} holds no answer.")
+    if odd := given.keys() - questions.keys():
+        raise ValueError(f"Question {min(odd)} of {answers} is none of those in {data_dir}.")
+    if missing := questions.keys() - given.keys():
+        warnings.warn(
+            f"{len(missing)} of {len(questions)} questions have no answer in {answers} and are not "
+            "judged.",
+            stacklevel=3,
+        )
+    questions = {number: q for number, q in questions.items() if number in given}
     tasks = []
     for (number, question), turn in itertools.product(questions.items(), (1, 2)):
         if question.category in WITH_REFERENCE and number not in references:

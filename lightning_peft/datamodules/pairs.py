@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from lightning_peft.datamodules.batches import pad
+from lightning_peft.datamodules.batches import fingerprint, pad
 from lightning_peft.datamodules.examples import cached_columns, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class PairProtocol:
     name: str
     template: str | None
     max_length: int
+
+    def __str__(self) -> str:
+        """Say in one line what is done, as a run prints it."""
+        how = "the tokenizer's own encoding" if self.template is None else repr(self.template)
+        return f"{self.name}: {how}, {self.max_length} tokens"
 
 
 class PairEncoder:
@@ -266,6 +271,11 @@ class LabelledDataset(TorchDataset[Any]):
     def longest_first(self) -> list[int]:
         """Order rows by length, so that batches hold little padding and memory runs out at once."""
         return np.argsort(-self._lengths, kind="stable").tolist()
+
+    def fingerprint(self) -> str:
+        """Identify what is asked and what is expected, record by record."""
+        rows = zip(self._index, self._labels.tolist(), self.table["tokens"], strict=True)
+        return fingerprint(list(row) for row in rows)
 
     def strata(self) -> np.ndarray:
         """Return every row's label, scores rounded, for samples stratified by it."""

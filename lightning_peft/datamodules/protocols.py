@@ -50,8 +50,28 @@ class Protocol:
     stop: tuple[str, ...] = ()
     extraction: str = "the whole output"
 
+    def __str__(self) -> str:
+        """Say in one line what is done, as a run prints it."""
+        how = f"sampled at {self.temperature:g}" if self.temperature else "greedy"
+        how = f"by {self.num_beams} beams" if self.num_beams > 1 else how
+        stop = f", {len(self.stop)} stop texts" if self.stop else ""
+        on = "the whole text" if self.loss_on == "all" else "the response"
+        return (
+            f"{self.name}: loss on {on}, {self.max_length} tokens; answers {how}, at most "
+            f"{self.max_new_tokens} tokens{stop}; {self.extraction}"
+        )
+
     def prompt(self, instruction: str) -> str:
-        """Write the prompt for one instruction (which may hold braces)."""
+        """Write the prompt for one instruction (which may hold braces).
+
+        Raises:
+            ValueError: If the template has no place for it.
+        """
+        if "{instruction}" not in self.template:
+            raise ValueError(
+                f"The template of the protocol {self.name!r} has no place for {{instruction}}: "
+                f"{self.template!r}."
+            )
         return self.template.replace("{instruction}", instruction)
 
 

@@ -139,16 +139,21 @@ def _load(load: Callable[[], Records], place: str) -> Records:
 
 
 def _cause(error: Exception, place: str) -> str:
-    """Name the line that is broken, where the file has lines."""
-    if Path(place).suffix.lower() == ".jsonl" and Path(place).is_file():
+    """Name the line that is broken."""
+    kind = Path(place).suffix.lower()
+    if kind in (".jsonl", ".json") and Path(place).is_file():
         import json
 
-        with open(place, "rb") as file:  # bytes: a line may be broken in its encoding
-            for number, line in enumerate(file, start=1):
-                try:
-                    json.loads(line.strip() or "null")
-                except ValueError as broken:
-                    return f"line {number}: {broken}"
+        content = Path(place).read_bytes()  # a line may be broken in its encoding
+        whole = kind == ".json" and content.lstrip()[:1] == b"["
+        for number, text in enumerate([content] if whole else content.split(b"\n"), start=1):
+            try:
+                json.loads(text.strip() or b"null")
+            except json.JSONDecodeError as broken:
+                line = broken.lineno + content[: content.find(text.strip())].count(b"\n")
+                return f"line {line if whole else number}: {broken.msg}, column {broken.colno}"
+            except ValueError as broken:
+                return str(broken) if whole else f"line {number}: {broken}"
     return str(error.__cause__ or error).strip()
 
 

@@ -31,7 +31,7 @@ class ReferencesDataModule(TextDataModule):
     """Texts that are written from a source and compared with references.
 
     A benchmark says its ``task``, the ``splits`` (``train``, ``dev``, ``test``), and what a record
-    holds (``source_of``, ``references_of``).
+    holds (``source_of``, ``references_of``; ``wanted`` names both in errors).
 
     Args:
         data_dir: Folder of the published files; None takes the hub's data.
@@ -46,7 +46,7 @@ class ReferencesDataModule(TextDataModule):
 
     task: ClassVar[str]
     splits: ClassVar[Mapping[str, Source]]
-    wanted: ClassVar[str]
+    wanted: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,
@@ -141,9 +141,7 @@ class ReferencesDataModule(TextDataModule):
             kept = [reference for reference in references if reference]
             if not text or not kept:
                 fields = ", ".join(key for key, value in record.items() if value is not None)
-                raise ValueError(
-                    f"Record {number} of {place} has no {self.wanted if not text else 'reference'}"
-                    f", only {fields}."
-                )
+                lacking = self.wanted["reference" if text else "source"]
+                raise ValueError(f"Record {number} of {place} has no {lacking}, only {fields}.")
             found.setdefault(text, []).extend(kept)
         return [Referenced(text, tuple(references)) for text, references in found.items()]

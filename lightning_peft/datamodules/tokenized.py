@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -40,10 +41,13 @@ class TokenizedDataModule(LightningDataModule):
         cache_dir: Folder for tokenized data; None takes the cache of `datasets`.
 
     Attributes:
+        protocol: What is pinned of how records are asked and answered; a run prints it.
         test_tasks: Names of the test sets, in the order of the test loaders.
         counts: After ``setup``: records per split, how many prompts were cut, and how many records
             were left out.
     """
+
+    protocol: Any = None
 
     def __init__(
         self,
@@ -91,9 +95,31 @@ class TokenizedDataModule(LightningDataModule):
         """Make the training and the validation set (which may be empty)."""
         raise NotImplementedError
 
+    def batched(self, data: TrainingData) -> TrainingData:
+        """Return what rows of training batches are drawn from: the data, or packs of them."""
+        return data
+
     def test_sets(self) -> Mapping[str, Any]:
-        """Make the test set of every task: data sets with ``collate`` and ``longest_first``."""
+        """Make the test set of every task: with ``collate``, ``longest_first``, ``fingerprint``."""
         raise NotImplementedError
+
+    def task_protocol(self, task: str) -> Any:
+        """Return the protocol in force on a test task, a data class that is stamped."""
+        raise NotImplementedError
+
+    def test_stamp(self, task: str) -> dict[str, Any]:
+        """Say what a test task's predictions depend on beside the weights.
+
+        Args:
+            task: One of ``test_tasks``, after ``setup("test")``.
+
+        Returns:
+            The fields of the protocol in force on it, ``records``, how many there are, and
+            ``fingerprint``, which tells them by what is asked and expected.
+        """
+        data = self._test_sets()[task]
+        own = dataclasses.asdict(self.task_protocol(task))
+        return {**own, "records": len(data), "fingerprint": data.fingerprint()}
 
     # Lightning ------------------------------------------------------------------------------------
 
@@ -105,6 +131,8 @@ class TokenizedDataModule(LightningDataModule):
         """
         self._refuse_distributed_sampler()
         self._load_tokenizer()
+        if self.protocol is not None and self._training is None and self._tests is None:
+            rank_zero_info(f"protocol {self.protocol}")
         if stage in ("fit", "validate", None) and self._training is None:
             self._training = self.training_sets()
         if stage in ("test", "predict", None) and self._tests is None:
@@ -113,7 +141,7 @@ class TokenizedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return a loader of the training set that can continue in the middle of an epoch."""
-        data, trainer = self._sets()[0], self.trainer
+        data, trainer = self.batched(self._sets()[0]), self.trainer
         sampler = self._sampler(data, self.seed)
         if trainer is None:
             return ResumableDataLoader(data, sampler, num_workers=self.num_workers)
@@ -135,15 +163,16 @@ class TokenizedDataModule(LightningDataModule):
     def probe_dataloader(self, ratio: float, seed: int = 0) -> ResumableDataLoader:
         """Return a loader of a sample of the training set, stratified by task.
 
-        Its batches are windows of their own, and every pass over it has another order.
+        Its batches are windows of their own, and every pass over it has another order. Every
+        process is given all of them: whoever probes shares them out, the last ones too.
 
         Args:
             ratio: The sample's share of the training set, in (0, 1].
             seed: Fixes the sample and its orders.
         """
         data = self._sets()[0]
-        sample = Subset(data, stratified_sample(data.strata(), ratio, seed))
-        return ResumableDataLoader(sample, self._sampler(sample, seed))
+        sample = self.batched(Subset(data, stratified_sample(data.strata(), ratio, seed)))
+        return ResumableDataLoader(sample, self._sampler(sample, seed, processes=(0, 1)))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return one loader of all validation records, longest first; none without records."""
@@ -155,9 +184,8 @@ class TokenizedDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return one loader for each of ``test_tasks``, longest prompts first."""
-        if self._tests is None:
-            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
-        return [self._eval_loader(data, data.longest_first()) for data in self._tests.values()]
+        tests = self._test_sets().values()
+        return [self._eval_loader(data, data.longest_first()) for data in tests]
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
         """Return the test loaders."""
@@ -168,11 +196,18 @@ class TokenizedDataModule(LightningDataModule):
             raise RuntimeError("The training data are there from `setup('fit')` on; call it first.")
         return self._training
 
-    def _sampler(self, data: TrainingData, seed: int) -> RandomBatchSampler:
-        lengths = data.lengths()
+    def _test_sets(self) -> Mapping[str, Any]:
+        if self._tests is None:
+            raise RuntimeError("The test sets are there from `setup('test')` on; call it first.")
+        return self._tests
+
+    def _sampler(
+        self, data: TrainingData, seed: int, processes: tuple[int, int] | None = None
+    ) -> RandomBatchSampler:
+        lengths, share = data.lengths(), processes or self._rank()
         if self.group_by_length and lengths is not None:
-            return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *self._rank())
-        return RandomBatchSampler(len(data), self.batch_size, seed, *self._rank())
+            return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *share)
+        return RandomBatchSampler(len(data), self.batch_size, seed, *share)
 
     def _eval_loader(self, data: Any, order: Any) -> DataLoader[Any]:
         rank, world_size = self._rank()

@@ -14,6 +14,8 @@ from torchmetrics import MeanMetric
 from lightning_peft.modules.adapted import AdaptedModule, Batch
 from lightning_peft.modules.generation import generate
 from lightning_peft.modules.loading import load_causal_lm
+from lightning_peft.modules.loss import chunked_loss, last_hidden, plain_head, token_loss
+from lightning_peft.modules.packing import model_inputs, one_row
 from lightning_peft.modules.predictions import PredictionWriter
 
 
@@ -21,8 +23,9 @@ class CausalLMModule(AdaptedModule):
     """Trains and tests an adapted causal language model.
 
     The data module gives batches with ``input_ids``, ``attention_mask``, ``labels`` (all (batch,
-    tokens)) and ``num_target_tokens``; for tests it says how answers are generated (``decoding``,
-    ``follow_up``) and scored (``judge``, ``score``).
+    tokens)) and ``num_target_tokens``, and with ``position_ids`` where records are packed; for
+    tests it says how answers are generated (``decoding``, ``follow_up``) and scored (``judge``,
+    ``score``).
 
     Args:
         kwargs: The arguments of :class:`AdaptedModule`.
@@ -32,10 +35,21 @@ class CausalLMModule(AdaptedModule):
         super().__init__(model_name_or_path, **kwargs)
         self.val_loss, self.val_accuracy = MeanMetric(), MeanMetric()
         self._writer: PredictionWriter | None = None
+        # Whether the loss can do without logits; the first batch tells.
+        self._chunks: bool | None = None
 
     def load_base(self) -> Any:
         """Load the base model, in training mode."""
-        return load_causal_lm(self.model_name_or_path, self.dtype_name, self.attn_implementation)
+        return load_causal_lm(**self.how_to_load())
+
+    def setup(self, stage: str) -> None:
+        """Refuse data with labels instead of texts."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "label_names"):
+            raise ValueError(
+                f"{type(self).__name__} answers in texts, but {type(data).__name__} has labels; "
+                "take SequenceClassificationModule."
+            )
 
     # Training and validation.
 
@@ -44,19 +58,31 @@ class CausalLMModule(AdaptedModule):
 
         Only positions at which some row has a target go through the output layer.
         """
+        batch = one_row(batch, self.model.config)
         labels = batch["labels"][:, 1:]
         positions = (labels != -100).any(0).nonzero()[:, 0]
-        output = self.model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-            logits_to_keep=positions,
-        )
+        output = self.model(**model_inputs(batch), use_cache=False, logits_to_keep=positions)
         return output.logits.float(), labels[:, positions]
 
     def target_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropy over target tokens, and their count."""
-        return _token_loss(*self._answers(batch))
+        """Sum of the cross-entropy over target tokens, and their count; logits are not kept."""
+        head = None if self._chunks is False else plain_head(self.model)
+        if head is None:
+            return token_loss(*self._answers(batch))
+        batch = one_row(batch, self.model.config)
+        labels = batch["labels"][:, 1:]
+        rows, positions = (labels != -100).nonzero(as_tuple=True)
+        probe = positions[: 0 if self._chunks else 1]
+        hidden, logits = last_hidden(self.model, probe, **model_inputs(batch))
+        if self._chunks is None:
+            # Some models do more to their logits than the output layer does: a scale, a cap.
+            alone = F.linear(hidden[:, probe], head.weight, head.bias)
+            self._chunks = torch.allclose(logits, alone, rtol=1e-2, atol=1e-3)
+            if not self._chunks:
+                return self.target_loss(batch)
+        return chunked_loss(hidden[rows, positions], head, labels[rows, positions]), (
+            torch.tensor(len(rows), device=labels.device)
+        )
 
     def on_validation_start(self) -> None:
         """Begin with normal tensors; ``trainer.validate`` leaves inference tensors behind."""
@@ -70,7 +96,7 @@ class CausalLMModule(AdaptedModule):
         response, so ``val_accuracy`` is that of greedy answers that match to the letter.
         """
         logits, targets = self._answers(batch)
-        total, count = _token_loss(logits, targets)
+        total, count = token_loss(logits, targets)
         right = ((logits.argmax(-1) == targets) | (targets == -100)).all(-1)
         self.val_loss.update(total / count.clamp_min(1), weight=count)
         self.val_accuracy.update(right.float())
@@ -139,8 +165,3 @@ class CausalLMModule(AdaptedModule):
         """Put the predictions together."""
         assert self._writer is not None
         self._writer.finish(score=False)
-
-
-def _token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    return total, (targets != -100).sum()

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
-from lightning_peft.adapters.state import fit_ranks
+from lightning_peft.adapters.shrink import living_part
+from lightning_peft.adapters.state import fit_ranks, widened
 from lightning_peft.strategies import AdapterStrategy
 
 
-def checkpoint_of(model: nn.Module, adapter: AdapterStrategy, prefix: str) -> dict[str, Any]:
+def strategy_state(adapter: AdapterStrategy, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The strategy's state over all processes, taken out of what Lightning keeps of callbacks."""
+    own = checkpoint.get("callbacks", {}).pop(adapter.state_key, None)
+    state = adapter.state_dict() if own is None else own
+    return adapter.merge_states(distributed.everywhere(state))
+
+
+def checkpoint_of(
+    model: nn.Module, adapter: AdapterStrategy, prefix: str, state: dict[str, Any]
+) -> dict[str, Any]:
     """The entries of a checkpoint that describe an adapted model.
 
     Args:
         model: The adapted model.
         adapter: Its strategy.
         prefix: What stands before the model's names in the module that is saved.
+        state: The strategy's.
 
     Returns:
         ``state_dict`` without the base's tensors, and ``adapter``.
@@ -29,9 +41,54 @@ def checkpoint_of(model: nn.Module, adapter: AdapterStrategy, prefix: str) -> di
             "base": adapter.base_fingerprint,
             "arguments": _arguments(adapter),
             "layers": list(adapter_layers(model)),
-            "state": adapter.state_dict(),
+            "state": state,
         },
     }
+
+
+def optimizer_states(model: nn.Module, optimizers: list[Any]) -> dict[str, Any]:
+    """The entries of a checkpoint for the optimizers, alike under every engine.
+
+    Moments are whole and without those of dead components, as one device would have them.
+
+    Returns:
+        ``optimizer_states`` in torch's form, and ``optimizer_names``: the parameter's full name for
+        each index, by which an engine that keeps sizes makes room again.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    living = living_part(adapter_layers(model).values())
+    states, indices = [], []
+    for optimizer in optimizers:
+        parameters = distributed.parameters_of(optimizer)
+        state = distributed.optimizer_state(optimizer)
+        for index, parameter in enumerate(parameters):
+            dim, rank = living.get(id(parameter), (0, -1))
+            size = distributed.shape(parameter)
+            entry = state["state"].get(index, {}) if rank >= 0 else {}
+            for key, value in entry.items():
+                if isinstance(value, Tensor) and value.shape == size:
+                    entry[key] = value.narrow(dim, 0, rank).clone()
+        states.append(state)
+        indices.append([names.get(id(p), "") for p in parameters])
+    return {"optimizer_states": states, "optimizer_names": indices}
+
+
+def widen_optimizer_states(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Give moments of living components the sizes that an engine keeps; in place."""
+    parameters = dict(model.named_parameters())
+    living = living_part(adapter_layers(model).values())
+    names = checkpoint.get("optimizer_names", [])
+    for state, indices in zip(checkpoint.get("optimizer_states", []), names, strict=False):
+        for index, name in enumerate(indices):
+            parameter = parameters.get(name)
+            if parameter is None or id(parameter) not in living:
+                continue
+            size = distributed.shape(parameter)
+            dim, rank = living[id(parameter)]
+            front = [rank if i == dim else n for i, n in enumerate(size)]
+            for key, value in state["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and [*value.shape] == front:
+                    state["state"][index][key] = widened(value, size)
 
 
 def restore_structure(

@@ -47,10 +47,8 @@ class SequenceClassificationModule(AdaptedModule):
         data = self._data()
         names = list(data.label_names or ["score"]) if data else None
         model, head = load_classifier(
-            self.model_name_or_path,
-            self.dtype_name,
-            self.attn_implementation,
-            names,
+            **self.how_to_load(),
+            labels=names,
             regression=data is not None and not data.label_names,
         )
         self._labels, self._order = names, _order(model.config, names)

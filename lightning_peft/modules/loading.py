@@ -11,21 +11,26 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 
+from lightning_peft.modules.quantization import check_quantization, keep_exact, quantized
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_HEADS = ["score", "classifier", "pooler"]  # never quantized, since they train in full
 
 
-def check_model(name: str, dtype: str = "auto") -> None:
+def check_model(name: str, dtype: str = "auto", quantization: str | None = None) -> None:
     """Refuse a base model that cannot be loaded, before anything else needs it.
 
     Args:
         name: A folder or a hub name.
         dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        quantization: ``nf4``, ``int8`` or None.
 
     Raises:
-        ValueError: If the folder is none of a model, the hub's model is out of reach, or ``dtype``
-            is none of these.
+        ValueError: If the folder is none of a model, the hub's model is out of reach, ``dtype`` or
+            ``quantization`` is none of these, or quantizing needs a package that is absent.
     """
+    check_quantization(quantization)
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     folder = Path(name)
@@ -101,13 +106,31 @@ def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str) -> None
         raise ValueError(f"model.optimizer: {_first_sentence(error).rstrip('.')}.") from error
 
 
-def load_causal_lm(name: str, dtype: str = "auto", attn_implementation: str | None = None) -> Any:
+def _compute_dtype(name: str, dtype: str) -> torch.dtype:
+    """The dtype in which a base's weights are loaded, where they are not quantized."""
+    from transformers import AutoConfig
+
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    saved = AutoConfig.from_pretrained(name).dtype
+    return torch.float32 if saved is None else saved
+
+
+def load_causal_lm(
+    name: str,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Any:
     """Load a causal language model by ``AutoModelForCausalLM.from_pretrained``.
 
     Args:
         name: A folder or a hub name.
         dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
         attn_implementation: As in transformers.
+        quantization: ``nf4``, ``int8`` or None.
+        device: Where quantized weights are made; plain ones come on the CPU.
 
     Returns:
         The model, in training mode.
@@ -117,13 +140,16 @@ def load_causal_lm(name: str, dtype: str = "auto", attn_implementation: str | No
     """
     from transformers import AutoModelForCausalLM
 
-    check_model(name, dtype)
-    extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    check_model(name, dtype, quantization)
+    extra: dict[str, Any] = quantized(quantization, _compute_dtype(name, dtype), device)
+    if attn_implementation is not None:
+        extra["attn_implementation"] = attn_implementation
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **extra)
     except OSError as error:
         reason = _first_sentence(error).rstrip(".")
         raise ValueError(f"model.model_name_or_path: {name} cannot be loaded: {reason}.") from error
+    keep_exact(model)
     return model.train()
 
 
@@ -133,6 +159,8 @@ def load_classifier(
     attn_implementation: str | None = None,
     labels: Sequence[str] | None = None,
     regression: bool = False,
+    quantization: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Any, list[str]]:
     """Load a model with a classification head by ``AutoModelForSequenceClassification``.
 
@@ -144,6 +172,8 @@ def load_classifier(
         attn_implementation: As in transformers.
         labels: Names of the classes; None leaves the number of outputs to the model.
         regression: One output, a score.
+        quantization: ``nf4``, ``int8`` or None; the head stays as it is.
+        device: Where quantized weights are made; plain ones come on the CPU.
 
     Returns:
         The model, in training mode, and the full names of the modules that make its head: whatever
@@ -159,7 +189,7 @@ def load_classifier(
         AutoModelForSequenceClassification,
     )
 
-    check_model(name, dtype)
+    check_model(name, dtype, quantization)
     config = AutoConfig.from_pretrained(name)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise ValueError(
@@ -167,7 +197,9 @@ def load_classifier(
             f"the type {config.model_type} of {name}."
         )
     _set_labels(config, ["score"] if regression else labels, regression)
-    extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    extra: dict[str, Any] = quantized(quantization, _compute_dtype(name, dtype), device, _HEADS)
+    if attn_implementation is not None:
+        extra["attn_implementation"] = attn_implementation
     with _quiet_loading():
         try:
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -182,6 +214,7 @@ def load_classifier(
             reason = _first_sentence(error).rstrip(".")
             message = f"model.model_name_or_path: {name} cannot be loaded: {reason}."
             raise ValueError(message) from error
+    keep_exact(model)
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     return model.train(), _head_of(model, name, fresh)
 

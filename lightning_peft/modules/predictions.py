@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 from torch import distributed
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import hold, is_held, write_atomically
 
 Row = dict[str, Any]
 
@@ -22,13 +22,18 @@ class PredictionWriter:
 
     Each line holds index, prompt, output (a list of turns in a conversation), expected, and what
     the task's ``judge`` adds. While a test runs, every process appends to ``<task>.part<rank>``;
-    these become the final file when all is there, and a test of the same weights, data and protocol
-    that finds them goes on after their last line. ``protocol.json`` says how answers were asked
-    for.
+    these become the final file when all is there, and a test of the same weights, records and
+    protocol that finds them goes on after their last line. ``protocol.json`` says how answers were
+    asked for: the protocol, and under ``tasks`` each task's ``records``, their ``fingerprint``, and
+    where its own protocol differs.
+
+    A test of a bare base or of an exported adapter has no run whose folder it could use: the
+    command finds that of an interrupted one by `lightning_peft.runs.interrupted_test`.
 
     Args:
         folder: Where the files go; a finished test's files there are overwritten.
-        data: The data module: ``protocol``, ``judge``, ``score``, ``write_answers``, ``counts``.
+        data: The data module: ``protocol``, ``test_tasks``, ``test_stamp``, ``judge``, ``score``,
+            ``write_answers``.
         weights: What is tested, to tell whether an interrupted test was the same.
         rank: Of this process.
     """
@@ -42,25 +47,33 @@ class PredictionWriter:
         # Also the time of the files: what has the same name may be other weights.
         files = [p for p in (Path(weights), *Path(weights).glob("*")) if p.is_file()]
         changed = max((p.stat().st_mtime for p in files), default=None)
-        self._stamp = {"weights": weights, "changed": changed, **protocol, "counts": data.counts}
-        for task in data.test_tasks:
-            self._take_up(task)
+        stamps = {task: data.test_stamp(task) for task in data.test_tasks}
+        for task, stamp in stamps.items():
+            self._take_up(task, {"weights": weights, "changed": changed, **stamp})
         if rank == 0:
-            text = json.dumps(protocol, indent=2, ensure_ascii=False)
-            write_atomically(folder / "protocol.json", lambda part: part.write_text(text + "\n"))
+            own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
+            text = json.dumps({**protocol, "tasks": own}, indent=2, ensure_ascii=False) + "\n"
+            path = folder / "protocol.json"
+            write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-    def _take_up(self, task: str) -> None:
+    def _take_up(self, task: str, stamp: Row) -> None:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.rank}"
+        if path.is_file() and is_held(path):
+            raise ValueError(
+                f"{path} is being written by another test; wait for its end, or take another "
+                "trainer.default_root_dir."
+            )
         # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        if lines and _parsed(lines[0]) == json.loads(json.dumps(self._stamp)):
+        if lines and _parsed(lines[0]) == json.loads(json.dumps(stamp)):
             rows = [row for row in map(_parsed, lines[1:]) if row is not None]
             self.rows[task] = {row["index"]: row for row in rows}
-        kept = [self._stamp, *self.rows[task].values()]
+        kept = [stamp, *self.rows[task].values()]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         self._files[task] = path.open("a", encoding="utf-8", buffering=1)
+        hold(self._files[task])
 
     def unanswered(self, batch: Row) -> Row | None:
         """Leave out of a batch what is answered already; None where nothing is left."""
@@ -126,6 +139,11 @@ class PredictionWriter:
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         for part in self.folder.glob(f"{task}.part*"):
             part.unlink()
+
+
+def _beyond(protocol: Row, stamp: Row) -> Row:
+    """What a task's stamp says that the protocol does not."""
+    return {k: v for k, v in stamp.items() if k not in protocol or protocol[k] != v}
 
 
 def _parsed(line: bytes) -> Any:

@@ -7,7 +7,6 @@ strategies hold the state and call them.
 from __future__ import annotations
 
 from lightning_peft.pruning.importance import (
-    gram_norm_sq,
     layers_to_keep,
     shares,
     shares_by_kind,
@@ -22,7 +21,6 @@ from lightning_peft.pruning.schedule import (
     select_per_matrix,
 )
 from lightning_peft.pruning.scores import (
-    gate_derivative,
     gradient_score,
     llm_pruner_element1,
     llm_pruner_element2,
@@ -37,11 +35,9 @@ __all__ = [
     "activation_recovery",
     "bounded",
     "damped",
-    "gate_derivative",
     "gradient_recovery",
     "gradient_score",
     "gram",
-    "gram_norm_sq",
     "inverse_spd",
     "last_event_step",
     "layers_to_keep",

@@ -10,27 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 _TOLERANCE = 1e-9  # so that shares which add up to T on paper do so in floating point
-
-
-def gram_norm_sq(z: Tensor, gram: Tensor) -> Tensor:
-    """Return `‖B z‖² = zᵀ (BᵀB) z` for each token, at r² instead of r · d_out operations.
-
-    Autocast is off inside, since this is called in the middle of a forward pass.
-
-    Args:
-        z: rank activations, `(..., r)`.
-        gram: `BᵀB`, `(r, r)`, in the dtype to compute in (with the scaling: `s² BᵀB`).
-
-    Returns:
-        `(...)`, never negative, in the dtype of `gram`.
-    """
-    with torch.autocast(device_type=z.device.type, enabled=False):
-        z = z.detach().to(gram.dtype)
-        return ((z @ gram.detach()) * z).sum(-1).clamp_min(0)
 
 
 def shares(importance: Sequence[float]) -> list[float]:

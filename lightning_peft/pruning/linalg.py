@@ -28,8 +28,7 @@ def as_double(tensor: Tensor) -> Tensor:
 def gram(columns: Tensor) -> Tensor:
     """Return the Gram matrix `XᵀX` of the columns of X, in float64.
 
-    `gram(grad_B)` is PrunedLoRA's `G_Bᵀ G_B`, `gram(grad_A.mT)` its `G_A G_Aᵀ`, and `gram(B)` is
-    what `gram_norm_sq` takes.
+    `gram(grad_B)` is PrunedLoRA's `G_Bᵀ G_B`, `gram(grad_A.mT)` its `G_A G_Aᵀ`.
 
     Args:
         columns: X, `(..., d, r)`.

@@ -196,19 +196,3 @@ def random_score(B: Tensor, generator: torch.Generator | None = None) -> Tensor:
     shape = (*B.shape[:-2], B.shape[-1])
     scores = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
     return scores if B.device.type == "mps" else scores.to(B.device)
-
-
-def gate_derivative(B: Tensor, grad_B: Tensor) -> Tensor:
-    """Return `⟨B_j, ∂L/∂B_j⟩`, the derivative of the loss by a gate on component j (at one).
-
-    It equals `⟨A_j, ∂L/∂A_j⟩`, which is `gate_derivative(A.mT, grad_A.mT)`. With a gate value m_j
-    other than one both are m_j times the derivative.
-
-    Args:
-        B: `(..., d_out, r)`.
-        grad_B: `∂L/∂B`, `(..., d_out, r)`.
-
-    Returns:
-        `(..., r)`, float64.
-    """
-    return _weight_times_gradient(B, grad_B).sum(-2)

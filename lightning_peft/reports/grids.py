@@ -24,7 +24,7 @@ class Grid:
         labels: What tells the layers of this kind apart: ``3`` of ``model.layers.3.mlp.up_proj``.
         steps: Measured optimizer steps, ascending.
         share: Share of the kind's importance, (layers, steps); NaN where there is no row.
-        importance: Mean ‖ΔWx‖² per token, (layers, steps); NaN where there is no row.
+        importance: Mean ‖ΔWx‖² per token or ‖ΔW‖_F, (layers, steps); NaN where there is no row.
         ranks: Of each layer at the end.
         roles: Of each layer: ``shared``, ``removed`` (no adapter and no row), ``kept`` beside such
             layers, or empty.

@@ -140,8 +140,8 @@ def _hatch_cell(ax: Axes, row: int, column: int) -> None:
     ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **MISSING))
 
 
-def draw_magnitude(ax: Axes, grids: list[Grid]) -> None:
-    """Mean ‖ΔWx‖² of each kind over steps; on a log scale unless all is zero."""
+def draw_magnitude(ax: Axes, grids: list[Grid], measure: str) -> None:
+    """Mean importance of each kind over steps; on a log scale unless all is zero."""
     from matplotlib.ticker import MaxNLocator
 
     highest = 0.0
@@ -162,7 +162,7 @@ def draw_magnitude(ax: Axes, grids: list[Grid]) -> None:
     else:
         ax.set_yticks([0])
         ax.text(0.5, 0.6, "zero so far", transform=ax.transAxes, ha="center", va="center")
-    ax.set_title("mean ‖ΔWx‖² per token, mean over layers", fontsize=10)
+    ax.set_title(f"{measure}, mean over layers", fontsize=10)
     ax.set_xlabel("optimizer step")
     if len(grids[0].steps) > 1:
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -16,7 +16,7 @@ import numpy as np
 from lightning_peft.atomic import write_atomically
 from lightning_peft.reports.grids import Grid, make_grids
 from lightning_peft.reports.panels import MISSING, draw_grid, draw_magnitude, draw_ranks, markers
-from lightning_peft.reports.records import DECISIONS, IMPORTANCE, Row, read_table
+from lightning_peft.reports.records import DECISIONS, IMPORTANCE, MEASURES, Row, read_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,8 @@ def draw_importance(rows: Sequence[Row], decisions: Sequence[Row], title: str) -
     height = max(lines * (0.75 + min(max(0.17 * depth, 1.3), 12)) + 1.2, 5.6)
     widths = [max(2.6 * columns, 3.2) + 0.4, max(3.6, 1.0 + 0.45 * len(grids))]
     figure = Figure(figsize=(sum(widths), height), layout="constrained")
-    what = "how much each layer changes its output"
+    measure = rows[0]["measure"]
+    what = "how much each layer changes" + (" its output" if measure == "output" else "")
     figure.suptitle(f"{title}: {what}" if title else what.capitalize())
     parts: Any = figure.subfigures(1, 2, width_ratios=widths)
     left, right = parts
@@ -60,12 +61,12 @@ def draw_importance(rows: Sequence[Row], decisions: Sequence[Row], title: str) -
     for ax in axes[len(grids) :]:
         ax.set_axis_off()
     bar = left.colorbar(mesh, ax=list(axes), location="bottom", aspect=50, shrink=0.8, pad=0.02)
-    bar.set_label("share of mean ‖ΔWx‖² per token within the kind", fontsize=9)
+    bar.set_label(f"share of {MEASURES[measure]} within the kind", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     _legend(left, grids)
     ranks, magnitude = right.subplots(2, 1, height_ratios=[1.6, 1])
     draw_ranks(ranks, grids, row_height=72 * 0.5 * height / depth)
-    draw_magnitude(magnitude, grids)
+    draw_magnitude(magnitude, grids, MEASURES[measure])
     right.legend(loc="outside lower center", fontsize=7, ncols=4, frameon=False)
     return figure
 

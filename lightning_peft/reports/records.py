@@ -16,6 +16,12 @@ IMPORTANCE: Mapping[str, Callable[[str], Any]] = {
     "rank": int,
     "importance": float,
     "share": float,
+    "measure": str,
+}
+# What the column "importance" holds, by the column "measure".
+MEASURES = {
+    "output": "mean ‖ΔWx‖² per token",
+    "weight": "‖ΔW‖_F",  # of methods without adapters, whose ΔW is no product of two factors
 }
 DECISIONS: Mapping[str, Callable[[str], Any]] = {
     "step": int,

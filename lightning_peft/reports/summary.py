@@ -12,7 +12,7 @@ from typing import Any
 from lightning_peft.atomic import write_atomically
 from lightning_peft.reports.curves import save_curves
 from lightning_peft.reports.pictures import save_importance
-from lightning_peft.reports.records import IMPORTANCE, Row, read_metrics, read_table
+from lightning_peft.reports.records import IMPORTANCE, MEASURES, Row, read_metrics, read_table
 
 
 def report(folder: Path) -> str:
@@ -139,7 +139,7 @@ def _layers_table(rows: list[Row]) -> str:
         if row["step"] == step and math.isfinite(row["share"]):
             kinds[row["kind"]].append(row)
     lines = [
-        f"Importance at step {step}, as a share of the kind's mean ‖ΔWx‖²:\n",
+        f"Importance at step {step}, as a share of the kind's {MEASURES[rows[0]['measure']]}:\n",
         "| kind | layers | most important | least important |",
         "|---|---|---|---|",
     ]

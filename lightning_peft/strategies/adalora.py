@@ -4,8 +4,8 @@
 step the importance of every component is updated (smoothed sensitivity × uncertainty of its
 values); every ``deltaT`` steps those outside the budget have their singular value set to zero, from
 where they may come back. When the budget is final, ``tfinal`` steps before the end, components
-outside it are removed for real; the authors' code, and PEFT's, keep them at zero. Nothing has to be
-called by the user.
+outside it are removed for real; the authors' code, and PEFT's, keep them at zero (and go on with
+their part of the penalty). Nothing has to be called by the user.
 
 Deviations: the scaling is lora_alpha / r, where PEFT divides by r + 1e-5.
 """
@@ -45,6 +45,8 @@ class AdaLoRA(AdapterStrategy):
     Raises:
         ValueError: If a number lies outside its range.
     """
+
+    needs = frozenset({"whole weights", "whole steps"})
 
     def __init__(
         self,

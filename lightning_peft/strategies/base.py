@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import (
     AttachReport,
     adapter_layers,
@@ -22,6 +23,7 @@ from lightning_peft.adapters.attach import (
     own_parameters,
     replace_linears,
 )
+from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
 
@@ -101,10 +103,17 @@ class AdapterStrategy(Callback):
         init_lora_weights: True (A Kaiming-uniform, B zero), ``gaussian``, or False, as in PEFT.
         rank_gate: Makes the module between A and B from the rank, for every method that does not
             bring its own: DropLoRA's masks on any other method.
+        share_dropout: Draw the dropout of an input once for all layers that read it (query, key and
+            value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
         ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
     """
+
+    # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
+    # forward pass too), "whole steps" (the optimizer and after_step see parameters, gradients and
+    # state as they are on one device). Checked when a run starts.
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -117,6 +126,7 @@ class AdapterStrategy(Callback):
         use_rslora: bool = False,
         init_lora_weights: bool | str = True,
         rank_gate: Gate | None = None,
+        share_dropout: bool = False,
     ) -> None:
         super().__init__()
         if r < 1:
@@ -132,6 +142,7 @@ class AdapterStrategy(Callback):
         self.use_rslora = use_rslora
         self.init_lora_weights = init_lora_weights
         self.rank_gate = rank_gate
+        self.share_dropout = share_dropout
         self.model: nn.Module | None = None
         self.base_fingerprint = ""
         self.decisions: list[dict[str, Any]] = []
@@ -166,10 +177,13 @@ class AdapterStrategy(Callback):
         sample: Sample,
         loss: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        accumulate: int = 1,
     ) -> None:
         """Look at data before the first step, and change the layers if need be.
 
-        Not called on resume.
+        Not called on resume. With several processes each is given its share of the sample, the same
+        number of batches; what is learned from them is to be reduced
+        (:mod:`lightning_peft.distributed`).
 
         Args:
             model: The adapted model.
@@ -177,13 +191,16 @@ class AdapterStrategy(Callback):
                 again and again.
             loss: Of one batch, a scalar with gradients.
             optimizer: Makes the optimizer of updates that are thrown away.
+            accumulate: Batches to an optimizer step.
         """
 
     @_noted
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the backward pass and before the optimizer's step ``global_step`` (0-based).
 
-        Gradients are those of the whole accumulation window, unscaled and not yet clipped.
+        Gradients are those of the whole accumulation window, unscaled and not yet clipped. Where an
+        engine keeps them elsewhere ``parameter.grad`` is None or a share:
+        :func:`lightning_peft.distributed.gradient` gives the full one everywhere.
         """
 
     @_noted
@@ -191,6 +208,13 @@ class AdapterStrategy(Callback):
         """Act after the optimizer's step ``global_step`` (0-based); overriders call ``super()``."""
         for mask in _step_masks(model):
             mask.new_step()
+
+    def weight_changes(self, model: nn.Module) -> dict[str, Tensor]:
+        """‖ΔW‖_F by full name, scalars, of weights that train themselves; adapters say their own.
+
+        A method without adapters has no other importance to watch.
+        """
+        return {}
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """A term that is added to the loss."""
@@ -234,6 +258,10 @@ class AdapterStrategy(Callback):
         """Take back what :meth:`state_dict` gave."""
         self.decisions = list(state_dict["decisions"])
 
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a checkpoint keeps of the states of all processes; the first's, if all are alike."""
+        return states[0]
+
     # What all methods share.
 
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
@@ -266,6 +294,8 @@ class AdapterStrategy(Callback):
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
         layers = replace_linears(model, names, self.layer)
+        if self.share_dropout:
+            share_draws(module for layer in layers.values() for module in layer.modules())
         for layer in layers.values() if initialize else ():
             self.initialize(layer)
         for module in saved:
@@ -353,8 +383,8 @@ class AdapterStrategy(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Call :meth:`before_step`."""
-        if self.model is not None:
+        """Call :meth:`before_step` at a window's end only; DeepSpeed calls at each micro-batch."""
+        if self.model is not None and not trainer.fit_loop._should_accumulate():
             self.before_step(self.model, optimizer, trainer.global_step)
 
     def on_train_batch_end(
@@ -364,8 +394,23 @@ class AdapterStrategy(Callback):
         step = trainer.global_step - 1
         if self.model is not None and step > self._last_step and step >= 0:
             self.after_step(self.model, trainer.optimizers[0], step)
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (step + 1) % every == 0:
+                self.assert_agreement(step)
         self._last_step = max(step, self._last_step)
+
+    def assert_agreement(self, step: int) -> None:
+        """Raise if processes have come to other ranks or shared layers; cheap where they agree."""
+        assert self.model is not None
+        first: dict[int, str] = {}
+        structure = {
+            name: [layer.rank, first.setdefault(id(layer.lora_A), name)]
+            for name, layer in adapter_layers(self.model).items()
+        }
+        distributed.assert_agreement(step, structure, "ranks and sharing")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin after the steps that a resumed run has made already."""
         self._last_step, self._steps = trainer.global_step - 1, 0
+        if self.model is not None:
+            self.assert_agreement(trainer.global_step)

@@ -2,7 +2,8 @@
 
 ``W' = m ⊙ (W + s B A) / ‖W + s B A‖`` with the norm of each output row, equation 5; m starts at
 ‖W‖, and the norm is detached from the gradient (section 4.3). With input dropout the base's share
-of the change is computed from the dropped input too, as in the authors' code and PEFT.
+of the change is computed from the dropped input too, as in the authors' code and PEFT; only then
+there is a second pass over W, ``y = W (x - d) + m ⊙ (W + s B A) d / ‖W + s B A‖`` for a dropped d.
 
 The norm needs no dense product: ``‖W_i + L_i R‖² = ‖W_i‖² + 2 L_i · (R Wᵀ)_i + L_i (R Rᵀ) L_iᵀ``
 for the factors L (d_out, rank) and R (rank, d_in), and ``R Wᵀ`` is R sent through the base,
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_peft.adapters.dense import dense_weight
+from lightning_peft.adapters.dropout import InputDropout
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -61,18 +63,18 @@ class DoRALinear(LoRALinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``m ⊙ (W + s B A) x / ‖W + s B A‖``, (..., d_in) to (..., d_out)."""
-        y = self.base(x)
-        dropped = self.dropout(x.to(self.lora_A.dtype))
-        z = F.linear(dropped, self.active_A)  # (..., rank)
-        if self.gate is not None:
-            z = self.gate(z)
         scale = self.lora_magnitude / self.weight_norm()  # (d_out,)
-        change = F.linear(z * self.scaling, self.active_B)
-        if self.training and isinstance(self.dropout, nn.Dropout):
-            plain = self._through_base(dropped.to(x.dtype))
+        if not (self.training and isinstance(self.dropout, InputDropout)):
+            y = self._adapted(x, None)  # W x + s B A x, in one pass over x
+            rest = None if self.bias is None else (1 - scale) * self.bias
         else:
-            plain = y if self.bias is None else y - self.bias
-        return y + ((scale - 1) * plain + scale * change).to(y.dtype)
+            dropped = self.dropout(x)
+            y = self._adapted(dropped, None)
+            rest = self.base(x - dropped)
+            rest = rest if self.bias is None else rest - scale * self.bias
+        # The scale is not rounded to half precision, where steps of 1/128 would be lost.
+        change = y * scale if rest is None else torch.addcmul(rest.to(scale), y.to(scale), scale)
+        return change.to(y.dtype)
 
     def merged_weight(self, base_weight: Tensor) -> Tensor:
         """``m ⊙ (W + s B A) / ‖W + s B A‖``, (d_out, d_in)."""
@@ -110,6 +112,8 @@ class DoRA(AdapterStrategy):
     Args:
         lora: The arguments that all strategies share.
     """
+
+    needs = frozenset({"whole weights"})
 
     def layer(self, base: nn.Module) -> DoRALinear:
         """A linear with direction and magnitude."""

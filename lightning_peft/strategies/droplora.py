@@ -11,39 +11,15 @@ the "pruning probability"; its text and code drop with probability p, and so doe
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.adapters.dropout import draw
 from lightning_peft.strategies.base import AdapterStrategy, Gate
 
 Mask = Literal["token", "sample", "batch", "step", "learned"]
-
-
-def draw(shape: Sequence[int], keep: float, like: Tensor) -> Tensor:
-    """Ones with probability ``keep``, else zeros, from torch's global stream.
-
-    On a CPU every element takes 16 random bits, which is three times as fast as ``bernoulli_`` and
-    rounds ``keep`` to a multiple of 2⁻¹⁶.
-
-    Args:
-        shape: Of the draw.
-        keep: Probability of a one.
-        like: Gives dtype and device.
-
-    Returns:
-        A tensor of that shape.
-    """
-    if like.device.type != "cpu":
-        return like.new_empty(shape).bernoulli_(keep)
-    size = math.prod(shape)
-    words = torch.empty((size + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[:size].view(*shape)  # uniform on [-2¹⁵, 2¹⁵)
-    threshold = min(2**15 - round(keep * 2**16), 2**15 - 1)
-    return (bits >= threshold).to(like.dtype)
 
 
 class RankDropout(nn.Module):
@@ -89,12 +65,23 @@ class RankDropout(nn.Module):
         """
         if not self.training or self.p == 0:
             return z
-        shape = {
-            "token": z.shape,
-            "sample": (z.shape[0], *(1 for _ in z.shape[1:-1]), z.shape[-1]),
-            "batch": z.shape[-1:],
-        }[self.per]
-        return z * draw(shape, 1 - self.p, z).mul_(self.kept_value)
+        if self.per == "batch":
+            return z * self._draw_components(z.shape[-1]).to(z).mul_(self.kept_value)
+        one_each = (z.shape[0], *(1 for _ in z.shape[1:-1]), z.shape[-1])
+        shape = z.shape if self.per == "token" else one_each
+        return z * draw(shape, 1 - self.p, z.device).to(z.dtype).mul_(self.kept_value)
+
+    def choose(self, rank: int) -> tuple[Tensor, float] | None:
+        """Draw the components of one forward, where all its tokens share them."""
+        if not self.training or (self.p > 0 and self.per != "batch"):
+            return None
+        if self.p == 0:
+            return torch.arange(rank), 1.0
+        return self._draw_components(rank).nonzero()[:, 0], self.kept_value
+
+    def _draw_components(self, rank: int) -> Tensor:
+        """Ones and zeros, (rank,), on the CPU: finding the ones elsewhere would wait for it."""
+        return draw((rank,), 1 - self.p, torch.device("cpu"))
 
     def extra_repr(self) -> str:
         """What ``print(model)`` tells."""
@@ -123,6 +110,7 @@ class StepMask(nn.Module):
         self.kept_value = 1 / (1 - p) if rescale else 1.0
         # A buffer, since it outlives a forward: recomputation and resume must find the same draw.
         self.register_buffer("mask", torch.empty(r))
+        self._found: tuple[Tensor, int, Tensor] | None = None
         self.new_step()
 
     def new_step(self) -> None:
@@ -132,6 +120,16 @@ class StepMask(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Mask rank activations, (..., r) to (..., r)."""
         return z * self.mask.to(z.dtype) if self.training else z
+
+    def choose(self, rank: int) -> tuple[Tensor, float] | None:
+        """The components of this optimizer step."""
+        if not self.training:
+            return None
+        # Found once for each draw, whoever changed the mask: a step, a removal, a load.
+        mask, found = self.mask, self._found
+        if found is None or found[0] is not mask or found[1] != mask._version:
+            self._found = found = mask, mask._version, mask.nonzero()[:, 0]
+        return found[2], self.kept_value
 
     def extra_repr(self) -> str:
         """What ``print(model)`` tells."""
@@ -157,7 +155,7 @@ class LearnedRankMask(nn.Module):
         """Mask rank activations, (..., r) to (..., r)."""
         if not self.training:
             return z
-        soft = self.logits.sigmoid()
+        soft = self.logits[: z.shape[-1]].sigmoid()  # dead components may stand behind
         hard = (soft >= 0.5).to(soft.dtype)
         mask = hard.detach() + soft - soft.detach()
         return z * (mask / hard.mean().clamp_min(1e-8)).to(z.dtype)

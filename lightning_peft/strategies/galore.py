@@ -37,6 +37,8 @@ class GaLore(TrainedWeights):
         ValueError: If ``update_proj_gap`` is below 1; with an optimizer other than AdamW.
     """
 
+    needs = frozenset({"whole weights", "whole steps"})
+
     def __init__(
         self,
         r: int = 128,
@@ -79,8 +81,8 @@ class GaLore(TrainedWeights):
 class GaLoreAdamW(Optimizer):
     """AdamW on projected gradients, as the authors' ``galore_torch.AdamW`` computes it.
 
-    Weight decay follows the update. Groups with a ``rank`` are projected on the longer side's
-    vectors, so that moments are (d_out, rank) or (rank, d_in), whichever is smaller.
+    Weight decay follows the update. In groups with a ``rank`` the shorter side of each gradient is
+    projected, so that moments are (rank, d_in) where d_out < d_in and (d_out, rank) elsewhere.
 
     Args:
         params: Parameters, or groups with ``rank``, ``update_proj_gap`` and ``scale``.

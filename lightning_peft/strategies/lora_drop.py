@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, make_report
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
@@ -102,8 +103,13 @@ class LoRADrop(AdapterStrategy):
         sample: Sample,
         loss: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        accumulate: int = 1,
     ) -> None:
-        """Probe, unless a layout is known already, and share layers accordingly."""
+        """Probe, unless a layout is known already, and share layers accordingly.
+
+        With several processes each probes with its own batches: gradients are averaged, and
+        importances are means over all tokens, so that all find one layout.
+        """
         if self.layout:
             return
         fresh = {name: tensor.clone() for name, tensor in adapter_state_dict(model).items()}
@@ -111,11 +117,12 @@ class LoRADrop(AdapterStrategy):
         # Training after a probe sees the random stream that it would see under a given layout.
         with torch.random.fork_rng(devices=sorted(devices)):
             batches = sample(self.sample_ratio)
-            self._train(model, batches, loss, optimizer)
-            importance = measure_importance(
-                model, itertools.islice(batches, self.max_probe_steps), loss
-            )
+            self._train(model, batches, loss, optimizer, accumulate)
+            limit = self.max_probe_steps and self.max_probe_steps * accumulate
+            importance = measure_importance(model, itertools.islice(batches, limit), loss)
             layout = self.decide(importance, adapter_layers(model))
+        roles = _roles(layout)
+        distributed.assert_agreement(0, roles, "LoRA-drop's layout")
         model.load_state_dict(fresh, strict=False)
         model.zero_grad(set_to_none=True)
         self.apply(model, layout)
@@ -126,15 +133,19 @@ class LoRADrop(AdapterStrategy):
         batches: Iterable[Any],
         loss: Loss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        accumulate: int,
     ) -> None:
-        updates = optimizer([p for p in model.parameters() if p.requires_grad])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        updates = optimizer(trained)
         was_training, step = model.training, 0
         model.train()
         for _ in range(self.probe_epochs):
-            for batch in batches:
+            for window in _windows(batches, accumulate):
                 if step == self.max_probe_steps:
                     break
-                (loss(batch) + self.penalty(model)).backward()
+                for batch in window:
+                    ((loss(batch) + self.penalty(model)) / len(window)).backward()
+                distributed.average_gradients(trained)
                 self.before_step(model, updates, step)
                 updates.step()
                 self.after_step(model, updates, step)
@@ -173,7 +184,7 @@ class LoRADrop(AdapterStrategy):
         if self.ablation == "inverse":
             return sorted(range(n), key=lambda i: importance[i])[:k]
         if self.ablation == "random":
-            return torch.randperm(n)[:k].tolist()
+            return distributed.from_first(torch.randperm(n))[:k].tolist()
         if self.ablation == "top_k":
             return list(range(n - k, n))
         return chosen
@@ -242,6 +253,13 @@ class LoRADrop(AdapterStrategy):
         self.layout = state_dict["layout"]
 
 
+def _windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Batches in groups of an optimizer step's; the last may be short."""
+    stream = iter(batches)
+    while window := list(itertools.islice(stream, size)):
+        yield window
+
+
 def _roles(layout: Layout) -> dict[str, str]:
     return {name: entry["role"] for name, entry in layout.items()}
 
@@ -256,7 +274,7 @@ def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> 
         loss: Of one batch; called for its forward pass.
 
     Returns:
-        By layer name, in the model's order.
+        By layer name, in the model's order; over the batches of all processes.
     """
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = defaultdict(int)
@@ -273,9 +291,13 @@ def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> 
             loss(batch)
     model.train(was_training)
     # A layer that no forward visits (an idle expert) matters nothing.
-    zero = torch.zeros(())
     layers = adapter_layers(model)
-    return {name: sums.get(name, zero).item() / max(tokens[name], 1) for name in layers}
+    device = next((total.device for total in sums.values()), torch.device("cpu"))
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    found = torch.stack([sums.get(name, zero) for name in layers])
+    counts = torch.tensor([tokens[name] for name in layers], dtype=torch.float64, device=device)
+    found, counts = distributed.total([found, counts])
+    return dict(zip(layers, (found / counts.clamp_min(1)).tolist(), strict=True))
 
 
 def _read_layout(path: Path) -> Layout:

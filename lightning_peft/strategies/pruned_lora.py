@@ -16,10 +16,12 @@ from collections import defaultdict
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import AttachReport, adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
@@ -56,7 +58,8 @@ _SCORES = {
     "wanda": lambda m, p: scores.wanda_score(m["B"], m["C"]),
     "sparsegpt": lambda m, p: scores.sparsegpt_score(m["B"], m["C"], p.damping),
     "magnitude": lambda m, p: scores.magnitude_score(m["B"], m["A"]),
-    "random": lambda m, p: scores.random_score(m["B"]),
+    # Processes draw differently, and must remove alike.
+    "random": lambda m, p: distributed.from_first(scores.random_score(m["B"])),
 }
 
 
@@ -139,9 +142,30 @@ class PrunedLoRA(AdapterStrategy):
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach, and watch activations where criterion or recovery need them."""
         report = super().attach(model, initialize)
+        self._watch_activations(model)
+        return report
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch anew, behind the hooks by which an engine makes parameters whole."""
+        super().on_train_start(trainer, pl_module)
+        self._say_if_too_short(trainer.estimated_stepping_batches)
+        if self._watch is not None and self.model is not None:
+            self._watch.__exit__(None, None, None)
+            self._watch_activations(self.model)
+
+    def _say_if_too_short(self, steps: float) -> None:
+        plan = (self.r, self.target_r, self.start_step, self.prune_every, self.prune_count)
+        last = schedule.last_event_step(*plan)
+        if last is not None and last >= steps:
+            rank_zero_warn(
+                f"PrunedLoRA reaches target_r = {self.target_r} at step {last}, but this run has "
+                f"{int(steps)} steps and ends at rank {schedule.rank_at(int(steps) - 1, *plan)}: "
+                "lower start_step or prune_every, or raise prune_count."
+            )
+
+    def _watch_activations(self, model: nn.Module) -> None:
         if self._watches_activations:
             self._watch = observe_inputs(model, self._add_activations).__enter__()
-        return report
 
     def _add_activations(self, name: str, layer: LoRALinear, x: Tensor) -> None:
         if not layer.training:
@@ -165,7 +189,10 @@ class PrunedLoRA(AdapterStrategy):
                 self._watch = None
             return
         due = schedule.prune_due(global_step, self.start_step, self.prune_every)
-        if (due or self.recovery == "gradient") and not _finite_gradients(layers):
+        if not due and self.recovery != "gradient":
+            return
+        grads = {name: _gradients(layer) for name, layer in layers.items()}
+        if not _finite(grads):
             # A step that a gradient scaler skips, or one that ends the run: no ground to decide on.
             if due:
                 rank_zero_warn(
@@ -174,18 +201,42 @@ class PrunedLoRA(AdapterStrategy):
                 )
             return
         if self.recovery == "gradient":
-            for name, layer in layers.items():
-                grad_B, grad_A = _gradients(layer)
+            for name, (grad_B, grad_A) in grads.items():
                 self._add(name, "H_B", linalg.gram(grad_B))
                 self._add(name, "H_A", linalg.gram(grad_A.mT))
                 self._add(name, "steps", torch.tensor(1.0))
         if due:
-            self._remove(layers, optimizer, global_step, excess)
+            self._share_activations(layers)
+            self._remove(layers, grads, optimizer, global_step, excess)
+
+    def _share_activations(self, layers: dict[str, LoRALinear]) -> None:
+        """Add up over processes what each has seen of the activations."""
+        if distributed.world_size() == 1 or not self._watches_activations:
+            return
+        seen = []
+        for name, layer in layers.items():
+            # A layer that no forward here has visited may have been visited elsewhere.
+            sums, like = self.sums[name], layer.lora_A
+            sums.setdefault("C", torch.zeros(layer.rank, layer.rank, dtype=like.dtype))
+            sums.setdefault("tokens", torch.zeros(()))
+            seen += [(sums, key) for key in _ACTIVATIONS]
+        shared = distributed.total([sums[key].to(layer.lora_A.device) for sums, key in seen])
+        for (sums, key), value in zip(seen, shared, strict=True):
+            sums[key] = value
+        for name in [name for name in layers if not self.sums[name]["tokens"]]:
+            del self.sums[name]["C"], self.sums[name]["tokens"]
+            if not self.sums[name]:
+                del self.sums[name]
 
     def _remove(
-        self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int, excess: int
+        self,
+        layers: dict[str, LoRALinear],
+        grads: dict[str, tuple[Tensor, Tensor]],
+        optimizer: Optimizer,
+        step: int,
+        excess: int,
     ) -> None:
-        groups = [(names, self._stack(layers, names)) for names in _same_shape(layers)]
+        groups = [(names, self._stack(layers, names, grads)) for names in _same_shape(layers)]
         scored = {
             name: score
             for names, matrices in groups
@@ -193,6 +244,8 @@ class PrunedLoRA(AdapterStrategy):
         }
         # In the model's order, which decides between equal scores.
         removed = self._choose({name: scored[name] for name in layers}, excess)
+        gone_by_layer = {name: gone.tolist() for name, gone in removed.items()}
+        distributed.assert_agreement(step, gone_by_layer, "the components to remove")
         for names, matrices in groups:
             self._recover(layers, names, matrices, removed)
         for name, gone in removed.items():
@@ -214,14 +267,19 @@ class PrunedLoRA(AdapterStrategy):
             for name, score in scored.items()
         }
 
-    def _stack(self, layers: dict[str, LoRALinear], names: list[str]) -> Batch:
+    def _stack(
+        self,
+        layers: dict[str, LoRALinear],
+        names: list[str],
+        grads: dict[str, tuple[Tensor, Tensor]],
+    ) -> Batch:
         """Matrices of one shape and what was summed over them, each with a leading dimension."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name in names:
             layer, sums = layers[name], self.sums.get(name, {})
-            grad_B, grad_A = _gradients(layer)
-            parts["B"].append(layer.active_B.detach())
-            parts["A"].append(layer.active_A.detach())
+            grad_B, grad_A = grads[name]
+            parts["B"].append(distributed.value(layer.lora_B)[:, : layer.rank])
+            parts["A"].append(distributed.value(layer.lora_A)[: layer.rank])
             parts["grad_B"].append(grad_B)
             parts["grad_A"].append(grad_A)
             for key, count in (("C", "tokens"), ("H_B", "steps"), ("H_A", "steps")):
@@ -257,8 +315,8 @@ class PrunedLoRA(AdapterStrategy):
                 for i, delta_B, delta_A in zip(
                     members, *self._corrections(part, gone), strict=True
                 ):
-                    layers[names[i]].active_B.data.add_(delta_B)
-                    layers[names[i]].active_A.data.add_(delta_A)
+                    _add_to(layers[names[i]].lora_B, delta_B)
+                    _add_to(layers[names[i]].lora_A, delta_A)
 
     def _corrections(self, m: Batch, gone: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of B (n, d_out, r) and A (n, r, d_in); what is removed may take any value."""
@@ -276,26 +334,61 @@ class PrunedLoRA(AdapterStrategy):
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
-        """Decisions, and the sums since the last removal."""
+        """Decisions, and the sums since the last removal, as this process has seen them."""
         return {**super().state_dict(), "sums": {name: dict(s) for name, s in self.sums.items()}}
 
+    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Activation sums of every process; all else is the same on all."""
+        return {**super().merge_states(states), "sums_of": [state["sums"] for state in states]}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave.
+
+        On as many processes each goes on with its own sums, exactly; on another number the first
+        goes on with those of all.
+        """
         super().load_state_dict(state_dict)
-        self.sums = defaultdict(dict, {name: dict(s) for name, s in state_dict["sums"].items()})
+        saved = state_dict.get("sums_of", [state_dict["sums"]])
+        if len(saved) == distributed.world_size():
+            own = saved[distributed.rank()]
+        else:
+            own = _without_activations(state_dict["sums"])
+            for sums in saved if distributed.rank() == 0 else ():
+                for name, entry in sums.items():
+                    total = own.setdefault(name, {})
+                    for key in _ACTIVATIONS:
+                        if key in entry:
+                            total[key] = entry[key] + total.get(key, 0.0)
+        self.sums = defaultdict(dict, {name: dict(entry) for name, entry in own.items()})
+
+
+_ACTIVATIONS = ("C", "tokens")
+
+
+def _without_activations(sums: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {n: {k: v for k, v in s.items() if k not in _ACTIVATIONS} for n, s in sums.items()}
 
 
 def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:
-    """Gradients of the living part of B (d_out, rank) and A (rank, d_in)."""
-    grads = [
-        p.grad if p.grad is not None else torch.zeros_like(p) for p in (layer.lora_B, layer.lora_A)
-    ]
-    return grads[0][:, : layer.rank], grads[1][: layer.rank]
+    """Gradients of the living part of B (d_out, rank) and A (rank, d_in), over all processes."""
+    found = []
+    for parameter in (layer.lora_B, layer.lora_A):
+        grad = distributed.gradient(parameter)
+        shape = distributed.shape(parameter)
+        found.append(torch.zeros(shape, device=parameter.device) if grad is None else grad)
+    return found[0][:, : layer.rank], found[1][: layer.rank]
 
 
-def _finite_gradients(layers: dict[str, LoRALinear]) -> bool:
-    grads = [grad for layer in layers.values() for grad in _gradients(layer)]
-    return bool(torch.nn.utils.get_total_norm(grads).isfinite())
+def _add_to(parameter: nn.Parameter, change: Tensor) -> None:
+    """Add to the front of a parameter."""
+    full = distributed.value(parameter).clone()
+    full[tuple(slice(n) for n in change.shape)] += change
+    distributed.write(parameter, full)
+
+
+def _finite(grads: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    norms = [grad for pair in grads.values() for grad in pair]
+    return bool(torch.nn.utils.get_total_norm(norms).isfinite())
 
 
 def _same_shape(layers: dict[str, LoRALinear]) -> list[list[str]]:

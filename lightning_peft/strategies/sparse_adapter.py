@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import trainable_parameters
@@ -62,6 +63,8 @@ class SparseAdapter(AdapterStrategy):
         ValueError: If a number lies outside its range.
     """
 
+    needs = frozenset({"whole steps"})
+
     def __init__(
         self, r: int = 8, sparsity: float = 0.5, start_step: int = 20, **lora: Any
     ) -> None:
@@ -106,9 +109,8 @@ class SparseAdapter(AdapterStrategy):
         for (parameter, mask), keep in zip(pairs, kept, strict=True):
             mask.copy_(keep)
             parameter.mul_(mask)
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.mul_(mask)
+            for value in distributed.moments(parameter, optimizer).values():
+                value.mul_(mask)
 
 
 def _masked(layers: dict[str, LoRALinear]) -> list[tuple[nn.Parameter, Tensor]]:

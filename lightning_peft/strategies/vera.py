@@ -116,8 +116,10 @@ class VeRA(AdapterStrategy):
         )
         linears = [model.get_submodule(n) for names in matched.values() for n in names]
         wide, tall = (max(int(getattr(m, key)) for m in linears) for key in _SIZES)
-        with torch.device("meta" if linears[0].weight.is_meta else "cpu"):  # type: ignore[union-attr]
-            self._projection = draw_projection(self.r, wide, tall, self.projection_prng_key)
+        drawn = draw_projection(self.r, wide, tall, self.projection_prng_key)
+        device = next(linears[0].parameters()).device
+        A, B = (nn.Parameter(matrix.to(device), requires_grad=False) for matrix in drawn)
+        self._projection = A, B
         return super().attach(model, initialize)
 
     def gate(self, r: int) -> nn.Module:
@@ -127,10 +129,6 @@ class VeRA(AdapterStrategy):
     def layer(self, base: nn.Module) -> VeRALinear:
         """Vectors around the shared projection."""
         assert self._projection is not None
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        for parameter in self._projection:
-            if parameter.device != weight.device:
-                parameter.data = parameter.data.to(weight.device)
         return VeRALinear(
             base,
             self.r,
@@ -149,7 +147,7 @@ class VeRA(AdapterStrategy):
 _SIZES = ("in_features", "out_features")
 
 
-def draw_projection(r: int, d_in: int, d_out: int, seed: int) -> tuple[nn.Parameter, nn.Parameter]:
+def draw_projection(r: int, d_in: int, d_out: int, seed: int) -> tuple[Tensor, Tensor]:
     """The frozen matrices, Kaiming-uniform with gain √2, by a generator of their own, as in PEFT.
 
     Args:
@@ -165,8 +163,5 @@ def draw_projection(r: int, d_in: int, d_out: int, seed: int) -> tuple[nn.Parame
     made = []
     for shape in ((r, d_in), (d_out, r)):
         bound = math.sqrt(2) * math.sqrt(3 / shape[1])
-        matrix = torch.empty(shape)
-        if not matrix.is_meta:
-            matrix.uniform_(-bound, bound, generator=generator)
-        made.append(nn.Parameter(matrix, requires_grad=False))
+        made.append(torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator))
     return made[0], made[1]

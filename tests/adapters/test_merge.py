@@ -80,7 +80,7 @@ def test_a_quantized_base_is_merged_only_when_asked() -> None:
     assert layer.lora_A.dtype == torch.float32
     torch.testing.assert_close(dense_weight(base), plain.weight.detach(), rtol=0, atol=0.03)
     expected = model(x).detach()
-    with pytest.raises(ValueError, match="0 is a Linear4bit: .* pass dequantize=True"):
+    with pytest.raises(ValueError, match="0 is a Linear4bit: .* dequantize=True"):
         merge(model)
     assert model[0] is layer
     merge(model, dequantize=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Adafactor
 
 from lightning_peft.adapters import LoRALinear, keep_components
 from lightning_peft.adapters.shrink import match_ranks
@@ -204,3 +205,14 @@ def test_ranks_fall_and_come_back_up_to_the_first() -> None:
     assert layer.lora_B.shape == (6, 3)
     with pytest.raises(ValueError, match="a saved rank of 6 does not fit a layer of rank 5"):
         match_ranks([(layer, 6)])
+
+
+def test_an_optimizer_that_packs_its_state_is_refused() -> None:
+    layer = LoRALinear(nn.Linear(6, 5), r=4, lora_alpha=4)
+    optimizer = Adafactor(layer.parameters(), lr=1e-2)  # remembers rows and columns
+    layer(torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="Adafactor keeps row_var in another shape .*AdamW"):
+        keep_components(layer, torch.tensor([0, 2]), optimizer)
+    assert layer.rank == 4
+    assert layer.lora_A.shape == (4, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,18 @@ from lightning_peft.adapters import (
     keep_components,
     load_adapter_state,
 )
-from lightning_peft.strategies import DropLoRA, LoRA, LoRADrop
+from lightning_peft.strategies import (
+    AdapterStrategy,
+    DoRA,
+    DropLoRA,
+    LoRA,
+    LoRADrop,
+    MiLoRA,
+    PiSSA,
+    SparseAdapter,
+    TiedLoRA,
+    VeRA,
+)
 
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 # Counts that the papers print (DropLoRA tables 1 and 2, LoRA-drop table 1, 2 and appendix).
@@ -80,6 +93,47 @@ def test_counts_are_those_of_the_papers(strategy, name, targets, r, count) -> No
     assert trainable_parameters(model) == count
     assert sum(report.parameters.values()) == report.trainable == count
     assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "targets", "count"),
+    [
+        (DoRA(32), "llama2-7b", ATTENTION_AND_MLP, 56_975_360),
+        (DoRA(32), "llama3-8b", ATTENTION_AND_MLP, 57_409_536),
+        (DoRA(64), "llama2-7b", ATTENTION_AND_MLP, 113_074_176),
+        (PiSSA(32), "llama2-7b", ATTENTION_AND_MLP, 56_098_816),
+        (MiLoRA(64), "llama3-8b", ATTENTION_AND_MLP, 113_246_208),
+        (VeRA(512), "roberta-base", ["query", "value"], 30_720),
+        (TiedLoRA(56), "roberta-base", ["query", "value"], 148_128),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, AdapterStrategy) else None,
+)
+def test_counts_of_the_baselines_are_those_of_the_papers(strategy, name, targets, count) -> None:
+    strategy.target_modules = targets
+    strategy.attach(model := on_meta(name))
+    assert trainable_parameters(model) == count
+
+
+def test_half_of_a_sparse_adapters_values_train_as_printed() -> None:
+    linears = {f"{kind}{i}": nn.Linear(768, 768) for i in range(12) for kind in ("query", "value")}
+    model = nn.ModuleDict(linears)  # RoBERTa-base's, by shape
+    strategy = SparseAdapter(r=8, sparsity=0.5, start_step=1)
+    strategy.attach(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.randn_like(parameter)
+        nn.init.normal_(parameter)
+    strategy.before_step(model, torch.optim.SGD(trained, 0.1), 1)
+    assert trainable_parameters(model) == 147_456
+
+
+def test_every_printed_count_is_among_these() -> None:
+    path = Path(__file__).parents[3] / "shared" / "reference" / "trainable_parameters.json"
+    if not path.is_file():
+        pytest.skip("the papers' numbers are not at hand")
+    tested = {count for *_, count in PRINTED}
+    tested |= {56_975_360, 57_409_536, 113_074_176, 30_720, 148_128, 147_456}
+    assert {row["exact"] for row in json.loads(path.read_text())["rows"]} == tested
 
 
 def test_heads_count_when_asked_and_shared_tensors_once(tiny_llama) -> None:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_peft.adapters.attach import adapter_layers, kind_of
 from lightning_peft.callbacks.importance import LayerImportance, begin_file
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, read_table
-from lightning_peft.strategies import LoRA, LoRADrop, PrunedLoRA
+from lightning_peft.strategies import FullFineTuning, LoRA, LoRADrop, PrunedLoRA
 
 HEADER = ",".join(IMPORTANCE) + "\n"
 
@@ -198,7 +198,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
 
 def test_a_file_goes_on_without_later_steps_and_cut_lines(tmp_path: Path) -> None:
     path = tmp_path / "importance.csv"
-    early, late = "0,a.q,q,4,0.5,1\n", "4,a.q,q,4,0.25,1\n"
+    early, late = "0,a.q,q,4,0.5,1,output\n", "4,a.q,q,4,0.25,1,output\n"
     path.write_text(HEADER + early + late + "4,b.q,q,4,0.1")
     begin_file(path, 4)
     assert path.read_text() == HEADER + early
@@ -263,3 +263,20 @@ def test_a_step_that_goes_around_the_model_is_named(tmp_path: Path) -> None:
 def test_every_n_steps_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         LayerImportance(0)
+
+
+def test_without_adapters_it_is_the_norm_of_each_weights_change(tmp_path: Path) -> None:
+    module = Module(FullFineTuning())
+    start = {n: p.detach().clone() for n, p in module.model.named_parameters()}
+    fit(module, tmp_path, every=3)  # steps 0 and 3; the weights have moved on since
+    rows = rows_of(tmp_path)
+    assert {row["measure"] for row in rows} == {"weight"}
+    assert all(row["importance"] == 0 for row in rows if row["step"] == 0)
+    again = Module(FullFineTuning())
+    fit(again, tmp_path / "three", every=3, data=batches(6)[:3])
+    expected = {n: (p - start[n]).norm().item() for n, p in again.model.named_parameters()}
+    late = {row["layer"]: row["importance"] for row in rows if row["step"] == 3}
+    assert len(late) == 21
+    for name, change in late.items():
+        assert change == pytest.approx(expected[f"{name}.weight"], rel=1e-5)
+    assert (tmp_path / "importance.png").is_file()

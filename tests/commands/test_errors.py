@@ -95,6 +95,7 @@ ARGUMENTS = [
     (["--model.optimizer", "AdmW"], "model.optimizer: 'AdmW' is no Optimizer; did you mean AdamW?"),
     # Values.
     (["--model.adapter.r", "abc"], "model.adapter.r: 'abc' is no int."),
+    (["--model.peft_path", "a: {b}"], "model.peft_path takes a text, but YAML reads 'a: {b}' as {'a': {'b': None}}; put the text in quotes of its own."),
     (["--model.optimizer.lr", "abc"], "model.optimizer.lr: 'abc' is no float."),
     (["--trainer.max_steps", "x"], "trainer.max_steps: 'x' is no int."),
     (["--model.adapter.mask", "tokn"], "model.adapter.mask: 'tokn' is none of token, "),

@@ -32,6 +32,17 @@ STRATEGIES = {
     },
     "LoRADrop": {"r": 4, "threshold": 0.6, "max_probe_steps": 5, "probe_epochs": 1},
 }
+BASELINES = {
+    "DoRA": {"r": 4},
+    "PiSSA": {"r": 4, "rank_gate": {"class_path": "StepMask", "init_args": {"p": 0.3}}},
+    "VeRA": {"r": 16},
+    "TiedLoRA": {"r": 4},
+    "SparseAdapter": {"r": 4, "start_step": 5},
+    "AdaLoRA": {"r": 6, "target_r": 3, "tinit": 3, "tfinal": 8, "deltaT": 2},
+    "GaLore": {"r": 4, "update_proj_gap": 7},
+    "FullFineTuning": {},
+}
+WITHOUT_ADAPTERS = ("GaLore", "FullFineTuning")
 STEPS = 30
 TIMED = {"tokens_per_second"}
 
@@ -59,7 +70,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_config(path: Path, base: Path, name: str) -> Path:
     """Dropout, masks, accumulation, and epochs that end within windows and between checkpoints."""
-    adapter = {"class_path": name, "init_args": {**STRATEGIES[name], "lora_dropout": 0.1}}
+    dropout = {} if name in WITHOUT_ADAPTERS else {"lora_dropout": 0.1}
+    arguments = {**STRATEGIES, **BASELINES}[name]
+    adapter = {"class_path": name, "init_args": {**arguments, **dropout}}
     config = {
         "seed_everything": 1,
         "trainer": {
@@ -131,10 +144,10 @@ def run(config: Path, resume: bool, kill: tuple[int, float] | None = None) -> bo
 
 
 def result(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The exported adapter, and the tensors of the last checkpoint."""
+    """The exported adapter or model, and the tensors of the last checkpoint."""
     last = max(folder.glob("checkpoints/*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
-    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
-    return adapter, read_checkpoint(last)["state_dict"]
+    (written,) = folder.glob("*/*model.safetensors")
+    return load_file(written), read_checkpoint(last)["state_dict"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -172,8 +185,35 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, base: Path, name:
     kill_and_compare(tmp_path, base, name, kills=2, seed=0)
 
 
+def test_a_run_killed_after_its_last_step_still_leaves_what_it_should(
+    tmp_path: Path, base: Path
+) -> None:
+    config = write_config(tmp_path / "run", base, "DropLoRA")
+    assert run(config, resume=False)
+    folder = config.parent / "runs" / "version_0"
+    left = ("importance.png", "decisions.csv", "adapter/adapter_model.safetensors")
+    expected = (folder / left[-1]).read_bytes()
+    # As at a kill between the last checkpoint and what comes after it.
+    for name in left:
+        (folder / name).unlink()
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace('"finished"', '"running"'))
+    assert run(config, resume=True)
+    assert all((folder / name).is_file() for name in left)
+    assert (folder / left[-1]).read_bytes() == expected
+    assert '"finished"' in record.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_twenty_killed_runs_resume_to_the_same_bits(tmp_path: Path, base: Path, name: str) -> None:
     kill_and_compare(tmp_path, base, name, kills=20, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BASELINES)
+def test_killed_runs_of_the_baselines_resume_to_the_same_bits(
+    tmp_path: Path, base: Path, name: str
+) -> None:
+    kill_and_compare(tmp_path, base, name, kills=3, seed=2)

@@ -244,6 +244,19 @@ def test_records_that_are_no_objects_are_named(build: Any, commonsense_dir: Path
         build(commonsense_dir, "test")
 
 
+def test_a_label_of_another_task_is_named(build: Any, commonsense_dir: Path) -> None:
+    file = commonsense_dir / "piqa" / "test.json"
+    records = json.loads(file.read_text())
+    records[1]["answer"] = "answer1"
+    file.write_text(json.dumps(records))
+    with pytest.raises(
+        ValueError,
+        match=r"^Record 2 of piqa/test.json has the answer 'answer1', which is none of solution1, "
+        r"solution2\.$",
+    ):
+        build(commonsense_dir)
+
+
 @pytest.mark.parametrize("folder", ["/nowhere/at/all", "no-such-folder", "./no/such"])
 def test_a_missing_folder_is_named(folder: str, build: Any) -> None:
     with pytest.raises(ValueError, match=rf"^data.data_dir '{folder}' is not a folder, nor an own"):

@@ -110,6 +110,11 @@ def test_conversations_without_answers_are_left_out_and_counted(build: Any, fold
     assert data.counts["train"] == 2
 
 
+def test_conversations_without_any_answer_are_refused(build: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^None of the 2 conversations in .* holds an answer\.$"):
+        build(folder, "fit", chat("a"), chat("b"))
+
+
 def test_mt_bench_is_asked_by_category(build: Any, folder: Path, byte_ids: Any) -> None:
     data = build(folder, "test")
     assert data.test_tasks == ["math", "writing"]

@@ -86,7 +86,7 @@ def test_a_reference_scores_fully(build: Any, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (record(COLLEGE), "has no reference, only tripleset, subtree_was_extended, annotations."),
+        (record(COLLEGE), "has no text in 'annotations', only tripleset, subtree_was_ext"),
         (record([], "A."), "has no 'tripleset', only "),
     ],
 )

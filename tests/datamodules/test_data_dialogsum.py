@@ -69,7 +69,10 @@ def test_the_best_of_three_summaries_counts(build: Any, folder: Path) -> None:
 def test_a_record_without_summary_is_named(build: Any, folder: Path) -> None:
     path = write(folder, "test", {"dialogue": OTHER, **THREE}, {"dialogue": DIALOGUE, "topic": "t"})
     with pytest.raises(
-        ValueError, match=re.escape(f"Record 2 of {path} has no reference, only dialogue, topic.")
+        ValueError,
+        match=re.escape(
+            f"Record 2 of {path} has no 'summary' (or summary1 to summary3), only dialogue, topic."
+        ),
     ):
         build(folder, "test")
 

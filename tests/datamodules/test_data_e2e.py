@@ -181,8 +181,8 @@ def test_no_files_at_all_is_said(build: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "row", "message"),
     [
-        (("MR",), (CITY,), "has no reference, only MR."),
-        (("mr", "ref"), (CITY, ""), "has no reference, only mr."),
+        (("MR",), (CITY,), "has no 'ref', only MR."),
+        (("mr", "ref"), (CITY, ""), "has no 'ref', only mr."),
         (("mr", "ref"), ("", "A."), "has no 'mr', only ref."),
     ],
 )

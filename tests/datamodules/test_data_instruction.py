@@ -175,6 +175,38 @@ def test_a_hub_name_is_read(build: Any, monkeypatch: pytest.MonkeyPatch, byte_id
     assert ids == [*byte_ids("QA"), 2]
 
 
+def test_splits_of_a_folder(build: Any, tmp_path: Path) -> None:
+    for name in ("train", "validation", "test-0", "test-1"):
+        write(tmp_path / f"{name}.jsonl", {"instruction": f"{name}?", "output": name})
+    data = build(tmp_path, stage=None, val_split="validation", test_split="test")
+    assert [e.response for e in data.train_examples()] == ["train"]
+    assert [e.response for e in data.val_examples()] == ["validation"]
+    assert [e.expected for e in data.test_examples()["test"]] == ["test-0", "test-1"]
+    data = build(tmp_path, train_split="validation")
+    assert [e.response for e in data.train_examples()] == ["validation"]
+
+
+def test_a_file_has_no_splits(build: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", GOOD)
+    with pytest.raises(ValueError, match=r"own.jsonl' is a file, which has no split 'test'; name "):
+        build(path, "test", test_split="test")
+
+
+def test_splits_and_configuration_of_the_hub(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_hub(source: Any, cache_dir: str | None) -> list[dict[str, Any]]:
+        asked.append((source.hub, source.config, source.split))
+        return [{"instruction": "a", "output": "b"}]
+
+    monkeypatch.setattr("lightning_peft.datamodules.records._from_hub", from_hub)
+    splits = {"train_split": "train[:50]", "val_split": "dev", "test_split": "test[10:]"}
+    data = build("some/data", subset="main", **splits)
+    data.setup("test")
+    assert asked == [("some/data", "main", split) for split in splits.values()]
+    assert data.test_tasks == ["test_10"]
+
+
 def test_columns_are_mapped(build: Any, byte_ids: Any, tmp_path: Path) -> None:
     record = {"question": "Add", "context": "1", "answer": "2", "text": "none"}
     columns = {"instruction": "question", "input": "context", "output": "answer"}
@@ -448,7 +480,7 @@ def test_what_a_chat_template_refuses_is_said(build: Any, chatml: Any, tmp_path:
 
 def test_nothing_to_test_is_said(build: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", {"text": "a"})
-    with pytest.raises(ValueError, match=r"^data.test_file is not set, so there is nothing to te"):
+    with pytest.raises(ValueError, match=r"^data.test_file is not set, nor data.test_split, so t"):
         build(path, "test")
     with pytest.raises(ValueError, match=r"own.jsonl is in the text form, which asks nothing to t"):
         build(path, "test", test_file=path)
@@ -460,6 +492,8 @@ def test_nothing_to_test_is_said(build: Any, tmp_path: Path) -> None:
         ({"template": "Q: {question}"}, "data.template 'Q: {question}' has no place for {instruct"),
         ({"template": "{instruction}", "chat_template": True}, "are both set; take one."),
         ({"columns": {"inputs": "x"}}, "data.columns 'inputs' is unknown; did you mean 'input'?"),
+        ({"test_file": "a", "test_split": "b"}, "data.test_file and data.test_split are both set;"),
+        ({"val_file": "a", "val_split": "b"}, "data.val_file and data.val_split are both set;"),
         ({"protocol": "vicuna"}, "data.protocol 'vicuna' is unknown; known are alpaca."),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,13 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
     lines = path.suffix == ".jsonl"
     text = "".join(json.dumps(r) + "\n" for r in records) if lines else json.dumps(records)
     path.write_text(text)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text()
+    return (
+        [json.loads(r) for r in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+    )
 
 
 @pytest.fixture
@@ -246,6 +254,52 @@ def test_what_does_not_lie_there(
     write(folder / "metamathqa" / "MetaMathQA-395K.json", [{"question": "a", "response": "b"}])
     with pytest.raises(ValueError, match=r"has no 'query', only question, response\.$"):
         build(folder, "fit")
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "message"),
+    [
+        (
+            "gsm8k/test.jsonl",
+            {"question": "a", "answer": "It is 18"},
+            "does not end in '#### ' and a",
+        ),
+        (
+            "gsm8k/test.jsonl",
+            {"question": "a", "answer": "#### x"},
+            "has the answer 'x', which is no ",
+        ),
+        (
+            "MATH/test.jsonl",
+            {"problem": "a", "solution": "5"},
+            "has no \\boxed answer in its solution.",
+        ),
+        (
+            "SVAMP/test.json",
+            {"instruction": "a", "answer": "two"},
+            "answer 'two', which is no number.",
+        ),
+        (
+            "AQuA/test.json",
+            {"instruction": "a", "answer": "F"},
+            "'F', which is no letter from A to E.",
+        ),
+    ],
+)
+def test_a_gold_answer_that_nothing_can_equal_is_named(
+    file: str, record: dict[str, Any], message: str, build: Build, folder: Path
+) -> None:
+    write(folder / file, [*read_records(folder / file)[:1], record])
+    task = file.partition("/")[0]
+    protocol = "metamath" if task in ("gsm8k", "MATH") else "llm_adapters"
+    with pytest.raises(ValueError, match=rf"^Record 2 of {task} .*{re.escape(message)}"):
+        build(folder, "test", protocol=protocol, tasks=[task])
+
+
+def test_a_gold_answer_to_train_on_is_there(build: Build, folder: Path) -> None:
+    write(folder / "gsm8k" / "train.jsonl", [{"question": "a", "answer": "18"}])
+    with pytest.raises(ValueError, match=r"^Record 1 of gsm8k has an answer that does not end in"):
+        build(folder, "fit", train_on="gsm8k")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,33 @@ def make(tokenizer: Any, tmp_path: Path) -> Any:
         return Capitals(**{**options, **kwargs})
 
     return make_module
+
+
+def test_a_test_set_is_known_by_what_is_asked_and_expected(make: Any, tokenizer: Any) -> None:
+    class Others(Capitals):
+        def test_examples(self) -> Mapping[str, Sequence[Example]]:
+            asked = super().test_examples()["c"]
+            return {"c": [replace(e, expected="?") for e in asked], "d": asked}
+
+    class Asked(Capitals):
+        def test_examples(self) -> Mapping[str, Sequence[Example]]:
+            return {"c": [replace(e, prompt=f"{e.prompt}!") for e in super().test_examples()["c"]]}
+
+    def stamp(data: TextDataModule, task: str = "c") -> dict[str, Any]:
+        data.setup("test")
+        return data.test_stamp(task)
+
+    known = stamp(make())
+    assert (known["name"], known["records"], known["max_length"]) == ("ours", 5, 64)
+    assert stamp(make(batch_size=1)) == known
+    others = Others(tokenizer=tokenizer)
+    assert stamp(others)["fingerprint"] != known["fingerprint"] == stamp(others, "d")["fingerprint"]
+    assert stamp(Asked(tokenizer=tokenizer))["fingerprint"] != known["fingerprint"]
+    # What a limit cuts off is another question to the model.
+    with pytest.warns(UserWarning, match="cut from the left"):
+        assert stamp(make(max_length=6))["fingerprint"] != known["fingerprint"]
+    with pytest.raises(RuntimeError, match="call it first"):
+        make().test_stamp("c")
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -126,6 +126,22 @@ def test_a_broken_line_is_named(
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b'[{"q": 1},\n {"q": 2\n]', 3),
+        (b'\n\n[{"q": 1},\n {"q" 2}]', 4),
+        (b'{"q": 1}\n{"q"', 2),  # lines under a json file's name
+    ],
+)
+def test_a_broken_line_of_an_array_is_named(
+    text: bytes, line: int, read: Read, tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_bytes(text)
+    with refused(f"{tmp_path / 'a.json'} is not JSON (line {line}: …)."):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
     ("name", "text", "kind"),
     [
         ("a.json", b'[{"q": 1}, {"q"', "JSON"),

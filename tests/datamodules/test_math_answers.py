@@ -51,7 +51,7 @@ def test_the_gold_answer_of_gsm8k_follows_the_mark(answer: str, gold: str) -> No
 
 
 def test_an_answer_of_gsm8k_without_the_mark_is_refused() -> None:
-    with pytest.raises(ValueError, match="ends in '#### ' and a number; this one is '4'"):
+    with pytest.raises(ValueError, match="does not end in '#### ' and a number, but in '4'"):
         gsm8k_gold("4")
 
 

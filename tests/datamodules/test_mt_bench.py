@@ -216,8 +216,8 @@ ODD_TURNS = {"question_id": 81, "model_id": "mine", "choices": [{"turns": ["one"
         (A, [NO_ANSWER], "{}/answers.jsonl, line 1 does not have two texts in 'turns'."),
         (A, [ODD_TURNS], "{}/answers.jsonl, line 1 does not have two texts in 'turns'."),
         (A, [{"question_id": 1}], "{}/answers.jsonl, line 1 has no list in 'choices'."),
-        (A, ANSWERS[:1], "Question 111 is not in both {} and {}/answers.jsonl."),
-        (Q, QUESTIONS[1:], "Question 81 is not in both {} and {}/answers.jsonl."),
+        (Q, QUESTIONS[1:], "Question 81 of {}/answers.jsonl is none of those in {}."),
+        (A, [], "{}/answers.jsonl holds no answer."),
         (P, PROMPTS[:4], "{}/judge_prompts.jsonl has no prompt named single-math-v1-multi-turn."),
         (P, [{"name": "a"}], "{}/judge_prompts.jsonl, line 1 has no str in 'system_prompt'."),
         (
@@ -234,6 +234,13 @@ def test_broken_files_get_one_sentence(
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         tasks_of(data_dir)
     assert str(error.value) == sentence.replace("{}", str(data_dir))
+
+
+def test_questions_without_an_answer_are_left_out_and_said(data_dir: Path) -> None:
+    write(data_dir / A, ANSWERS[:1])
+    with pytest.warns(UserWarning, match=r"^1 of 2 questions have no answer in .* are not judged"):
+        tasks = tasks_of(data_dir)
+    assert [(task["question_id"], task["turn"]) for task in tasks] == [(81, 1), (81, 2)]
 
 
 @pytest.mark.parametrize("file", [Q, A, P])

@@ -175,7 +175,9 @@ class ByHand(Callback):
             mean = torch.stack([loss for losses in micro for loss in losses]).mean()
             expected = torch.autograd.grad(mean + module.adapter.penalty(module.model), params)
         for p, grad in zip(params, expected, strict=True):
-            torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-6)
+            # Other batches add up in another order, which a tensor's largest values decide.
+            atol = 1e-5 * grad.abs().max().item()
+            torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=atol)
         self.sizes.append(tuple(map(len, micro)))
         self.losses.append(float(mean))
         self.window = []
@@ -192,6 +194,7 @@ class Decayed(LoRA):
 def test_a_windows_loss_is_the_mean_over_its_target_tokens(
     accumulate: int, windows: int, strategy: type[LoRA], make: Any, tmp_path: Path
 ) -> None:
+    torch.manual_seed(0)
     by_hand, logger = ByHand(), Rows()
     run = trainer(
         tmp_path,

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ class Shouting:
     def __init__(self, tasks: Sequence[str] = ("c",), **counts: int) -> None:
         self.protocol = Protocol("ours", "{instruction}?", "response", 64, 8, stop=("ü",))
         self.test_tasks = list(tasks)
-        self.counts = {"test": {task: counts.get(task, 6) for task in tasks}}
+        self.counts, self.fingerprint = counts, "6 records"
+        self.temperatures: dict[str, float] = {}
         self.judged: list[int] = []
         self.answers: list[Any] = []
+
+    def test_stamp(self, task: str) -> dict[str, Any]:
+        own = replace(self.protocol, temperature=self.temperatures.get(task, 0.0))
+        known = {"records": self.counts.get(task, 6), "fingerprint": self.fingerprint}
+        return {**asdict(own), **known}
 
     def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
@@ -211,12 +218,30 @@ def test_unanswered_filters_tensors_and_lists(tmp_path: Path) -> None:
     assert writer.unanswered(whole) is whole
 
 
-@pytest.mark.parametrize("changed", ["weights", "protocol", "counts"])
+def test_each_tasks_own_protocol_and_records_are_stamped(tmp_path: Path) -> None:
+    data = Shouting(["math", "writing"], math=3)
+    data.temperatures = {"writing": 0.7}
+    PredictionWriter(tmp_path, data, "w")
+    stamp = json.loads((tmp_path / "protocol.json").read_text(encoding="utf-8"))
+    assert stamp["temperature"] == 0.0
+    assert stamp["tasks"] == {
+        "math": {"records": 3, "fingerprint": "6 records"},
+        "writing": {"temperature": 0.7, "records": 6, "fingerprint": "6 records"},
+    }
+
+
+@pytest.mark.parametrize(
+    "changed", ["weights", "protocol", "the task's protocol", "counts", "records"]
+)
 def test_another_test_starts_anew(changed: str, tmp_path: Path) -> None:
     interrupted(tmp_path, Shouting(), "w", [0, 1])
     data = Shouting(c=7) if changed == "counts" else Shouting()
     if changed == "protocol":
         data.protocol = Protocol("ours", "{instruction}?", "response", 64, 9, stop=("ü",))
+    if changed == "the task's protocol":
+        data.temperatures = {"c": 0.7}
+    if changed == "records":
+        data.fingerprint = "6 others"
     writer = PredictionWriter(tmp_path, data, "v" if changed == "weights" else "w")
     assert writer.rows["c"] == {}
     assert len(lines(tmp_path / "c.part0")) == 1

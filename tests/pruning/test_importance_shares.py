@@ -8,34 +8,7 @@ import math
 import pytest
 import torch
 
-from lightning_peft.pruning import gram, gram_norm_sq, layers_to_keep, shares, shares_by_kind
-
-
-def test_the_gram_matrix_gives_the_norm_of_the_output() -> None:
-    B = torch.randn(40, 6, dtype=torch.float64)
-    z = torch.randn(3, 5, 6, dtype=torch.float64)
-    expected = torch.stack([(0.5 * B @ t).square().sum() for t in z.reshape(-1, 6)]).reshape(3, 5)
-    torch.testing.assert_close(gram_norm_sq(z, 0.25 * gram(B)), expected)
-
-
-def test_the_norm_is_computed_in_the_gram_dtype_under_autocast() -> None:
-    B, z = torch.randn(40, 6), torch.randn(100, 6)
-    expected = (z.double() @ B.double().T).square().sum(-1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = gram_norm_sq(z.requires_grad_(), gram(B).float())
-    assert values.dtype == torch.float32
-    assert not values.requires_grad
-    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
-    low = z.detach().bfloat16()
-    expected = (low.double() @ B.double().T).square().sum(-1)
-    torch.testing.assert_close(gram_norm_sq(low, gram(B)), expected)
-
-
-def test_a_norm_is_never_negative() -> None:
-    B = torch.randn(4, 1) @ torch.ones(1, 6)  # rank one, so that most z give zero up to rounding
-    z = torch.randn(1000, 6)
-    z = z - z.mean(-1, keepdim=True)
-    assert gram_norm_sq(z, gram(B).float()).min() >= 0
+from lightning_peft.pruning import layers_to_keep, shares, shares_by_kind
 
 
 def test_shares_are_fractions_of_the_sum() -> None:

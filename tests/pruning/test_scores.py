@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_peft.pruning import (
-    gate_derivative,
     gradient_score,
     gram,
     llm_pruner_element1,
@@ -209,36 +208,9 @@ def test_random_score_repeats_under_one_seed_and_follows_the_global_stream() -> 
     assert not torch.equal(first, random_score(B))
 
 
-def test_gate_derivative_is_that_of_autograd_from_B_and_from_A() -> None:
-    B, _, A, _ = (t.requires_grad_() for t in random_pair(seed=15))
-    x = torch.randn(5, D_IN, dtype=torch.float64)
-    gate = torch.ones(R, dtype=torch.float64, requires_grad=True)
-    loss = (2.0 * (gate * (x @ A.T)) @ B.T).tanh().square().mean()
-    loss.backward()
-    assert B.grad is not None
-    assert A.grad is not None
-    assert gate.grad is not None
-    torch.testing.assert_close(gate_derivative(B, B.grad), gate.grad)
-    torch.testing.assert_close(gate_derivative(A.mT, A.grad.mT), gate.grad)
-
-
-def test_gate_derivative_under_a_gate_is_multiplied_by_the_gate() -> None:
-    B, _, A, _ = (t.requires_grad_() for t in random_pair(seed=16))
-    x = torch.randn(5, D_IN, dtype=torch.float64)
-    gate = torch.tensor([0.5, 2.0, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
-    ((gate * (x @ A.T)) @ B.T).tanh().square().mean().backward()
-    assert B.grad is not None
-    assert A.grad is not None
-    assert gate.grad is not None
-    expected = gate.detach() * gate.grad
-    torch.testing.assert_close(gate_derivative(B, B.grad), expected)
-    torch.testing.assert_close(gate_derivative(A.mT, A.grad.mT), expected)
-
-
 @pytest.mark.parametrize(
     "criterion",
     [gradient_score, *LLM_PRUNER, lambda B, gB, A, gA: magnitude_score(B, A)]
-    + [lambda B, gB, A, gA: gate_derivative(B, gB)]
     + [
         lambda B, gB, A, gA: wanda_score(B, gram(gB)),
         lambda B, gB, A, gA: sparsegpt_score(B, gram(gB)),

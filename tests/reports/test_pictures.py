@@ -19,7 +19,7 @@ def rows_for(steps: list[int], layers: int = 3, scale: float = 1.0) -> list[Row]
             for i, value in enumerate(values):
                 name = f"model.layers.{i}.self_attn.{kind}" if count > 1 else kind
                 total = values.sum() or 1.0
-                row = {"importance": value, "share": value / total}
+                row = {"importance": value, "share": value / total, "measure": "output"}
                 rows.append({"step": step, "layer": name, "kind": kind, "rank": 8 - i, **row})
     return rows
 
@@ -97,7 +97,7 @@ def test_a_layer_without_adapter_is_a_hatched_row_in_its_place() -> None:
     ("steps", "layers", "scale"), [([0], 3, 0.0), ([7], 3, 1.0), ([0, 3, 50], 100, 1.0)]
 )
 def test_edge_cases_are_drawn(tmp_path: Path, steps: list[int], layers: int, scale: float) -> None:
-    lines = ["step,layer,kind,rank,importance,share"]
+    lines = ["step,layer,kind,rank,importance,share,measure"]
     lines += [",".join(map(str, row.values())) for row in rows_for(steps, layers, scale)]
     (tmp_path / "importance.csv").write_text("\n".join(lines) + "\n")
     assert save_importance(tmp_path).stat().st_size > 5_000
@@ -106,7 +106,10 @@ def test_edge_cases_are_drawn(tmp_path: Path, steps: list[int], layers: int, sca
 def test_names_tell_layers_apart_that_have_kind_and_number_in_common() -> None:
     names = ["enc.0.attention.output.dense", "enc.0.output.dense", "enc.1.attention.output.dense"]
     rows = [
-        {"step": 0, "layer": n, "kind": "dense", "rank": 2, "importance": 1.0, "share": 1 / 3}
+        {
+            **{"step": 0, "layer": n, "kind": "dense", "rank": 2},
+            **{"importance": 1.0, "share": 1 / 3, "measure": "output"},
+        }
         for n in names
     ]
     labels = [t.get_text() for t in panel(draw_importance(rows, [], ""), "dense").get_yticklabels()]

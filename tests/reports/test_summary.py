@@ -9,11 +9,11 @@ import pytest
 
 from lightning_peft.reports import report
 
-IMPORTANCE = """step,layer,kind,rank,importance,share
-0,l.0.q,q,8,0,0
-0,l.1.q,q,8,0,0
-50,l.0.q,q,8,1,0.25
-50,l.1.q,q,6,3,0.75
+IMPORTANCE = """step,layer,kind,rank,importance,share,measure
+0,l.0.q,q,8,0,0,output
+0,l.1.q,q,8,0,0,output
+50,l.0.q,q,8,1,0.25,output
+50,l.1.q,q,6,3,0.75,output
 50,l.2"""
 
 

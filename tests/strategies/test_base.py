@@ -297,3 +297,24 @@ def test_a_strategy_can_remove_at_any_step_by_hand() -> None:
         optimizer.zero_grad()
         ranks.append(adapter_layers(model)["0"].rank)
     assert ranks == [2, 1, 0, 0]
+
+
+def test_dropout_is_shared_by_the_layers_that_read_one_input_where_that_is_asked(
+    tiny_llama, random_batch
+) -> None:
+    for share in (False, True):
+        model = tiny_llama()
+        LoRA(r=2, lora_dropout=0.5, share_dropout=share).attach(model)
+        seen = {}
+        for name, layer in adapter_layers(model).items():
+
+            def remember(x, name=name, mask=layer.dropout.mask, seen=seen):
+                seen[name] = mask(x)
+                return seen[name]
+
+            layer.dropout.mask = remember
+        model(**random_batch(1)).loss.backward()
+        q, k, v, o = (seen[f"model.layers.0.self_attn.{kind}_proj"] for kind in "qkvo")
+        assert torch.equal(q, k) is share
+        assert torch.equal(q, v) is share
+        assert not torch.equal(q, o)

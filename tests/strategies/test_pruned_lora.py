@@ -428,3 +428,11 @@ def test_activations_that_nobody_saw_are_an_error() -> None:
 def test_wrong_values_are_refused_at_once(arguments, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
         PrunedLoRA(**arguments)
+
+
+def test_a_run_that_ends_before_the_target_is_warned_about(recwarn) -> None:
+    strategy = PrunedLoRA(r=8, target_r=2, start_step=4, prune_every=5, prune_count=2)
+    strategy._say_if_too_short(15)  # removals at 4, 9 and 14
+    assert not recwarn
+    with pytest.warns(UserWarning, match="target_r = 2 at step 14, but .* 14 steps .* at rank 4"):
+        strategy._say_if_too_short(14)

@@ -1,0 +1,70 @@
+"""Measure everything, side by side, and write the page: ``make bench``.
+
+    python benchmarks/speed.py                  all sections, then docs/speed.md
+    python benchmarks/speed.py steps loss       some of them
+    python benchmarks/speed.py --tiny --folder runs/bench    a shape that takes seconds, for tests
+
+On a CPU one thread computes, and its processor's time is what is reported, so that a busy machine
+gives the same figures; on a GPU it is the wall's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import around
+import data_and_loss
+import page
+import pruning
+import steps
+from harness import RESULTS
+from models import TINY, Shape
+
+# By name: what measures it, and in how many rounds.
+SECTIONS = {
+    "steps": (steps.run, 9),
+    "startup": (around.startup, 3),
+    "loss": (data_and_loss.loss, 3),
+    "packing": (data_and_loss.packing, 3),
+    "importance": (pruning.importance, 11),
+    "pruned": (pruning.life, 7),
+    "loradrop": (pruning.drop, 7),
+    "inference": (around.inference, 7),
+    "life": (around.life, 3),
+    "others": (steps.others, 5),
+    "growth": (steps.growth, 5),
+}
+
+
+def main() -> None:
+    """Run the sections that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("--tiny", action="store_true", help="a shape that takes seconds")
+    parser.add_argument("--rounds", type=int, help="instead of each section's own")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, help="where the page goes; docs/speed.md by default")
+    args = parser.parse_args()
+    unknown = [name for name in args.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"{unknown[0]} is no section; there are {', '.join(SECTIONS)}")
+    torch.set_num_threads(args.threads)
+    for name in args.sections or SECTIONS:
+        measure, rounds = SECTIONS[name]
+        begin = time.perf_counter()
+        measure(TINY if args.tiny else Shape(), args.rounds or rounds, folder=args.folder)
+        print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
+    if not args.tiny or args.page:
+        page.write(args.folder, args.page or page.PAGE)
+
+
+if __name__ == "__main__":
+    main()
