@@ -28,6 +28,7 @@ from lightning_peft.adapters import adapter_layers, adapter_state_dict, trainabl
 from lightning_peft.adapters.peft_format import peft_state
 from lightning_peft.modules.adapted import AdaptedModule
 from lightning_peft.modules.classification import SequenceClassificationModule
+from lightning_peft.modules.loss import chunked_loss, last_hidden, plain_head
 from lightning_peft.modules.meta import meta_base
 
 # Bytes of a weight: nf4 with double quantization (4 bits, 8 for each 64 values, 32 for each 256 of
@@ -174,9 +175,14 @@ def measure_activations(
     blocks = _blocks(model) if module.gradient_checkpointing else []
     inside: list[int] = []
     inputs: list[int] = []
+    # A gate that is watched computes with all components: which it would choose are values.
+    gates = [layer.gate for layer in adapter_layers(model).values() if layer.gate is not None]
+    watches = [gate.register_forward_hook(lambda *_: None) for gate in gates]
     with _FlashOnMeta(), saved_bytes(model) as saved, _watch_blocks(blocks, saved, inside, inputs):
         _forward(module, rows, tokens, tokens if targets is None else targets)
         total = sum(saved.values())
+    for watch in watches:
+        watch.remove()
     return total - sum(inside) + sum(inputs) + max(inside, default=0)
 
 
@@ -246,11 +252,15 @@ def _forward(module: AdaptedModule, rows: int, tokens: int, targets: int) -> Non
         if isinstance(module, SequenceClassificationModule):
             hidden = getattr(model, model.base_model_prefix)(**inputs)[0]
             logits = _head_logits(model, hidden)
+        elif (head := plain_head(model)) is not None:
+            hidden, _ = last_hidden(model, torch.zeros(0, dtype=torch.long), **inputs)
+            answers = hidden[:, -targets:].flatten(0, 1)
+            chunked_loss(answers, head, torch.zeros(len(answers), dtype=torch.long))
+            return
         else:
             logits = model(**inputs, use_cache=False, logits_to_keep=targets).logits
         logits = logits.float().flatten(0, -2)
-        labels = torch.zeros(len(logits), dtype=torch.long)
-        F.cross_entropy(logits, labels, reduction="sum")
+        F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
 
 
 def _head_logits(model: Any, hidden: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from lightning_peft.adapters.gates import chosen_components, gate_diagonal
 
 def in_autocast(x: Tensor, *lora: Tensor) -> tuple[Tensor, ...]:
     """Tensors in the dtype that autocast's own products would have them in, where it is on."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         return x, *lora
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(tensor.to(dtype) for tensor in (x, *lora))

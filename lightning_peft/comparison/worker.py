@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone, however it went."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:  # it went before we could ask
-            os._exit(1)
+    """End this process when the one that runs the comparison is gone, however it went.
+
+    Its own parent in the kernel's sense is the server that forks, which lives as long as we do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
