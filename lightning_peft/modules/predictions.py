@@ -43,18 +43,27 @@ class PredictionWriter:
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         self._files: dict[str, TextIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        protocol = dataclasses.asdict(data.protocol)
+        protocol = _as_read(dataclasses.asdict(data.protocol))
         # Also the time of the files: what has the same name may be other weights.
         files = [p for p in (Path(weights), *Path(weights).glob("*")) if p.is_file()]
         changed = max((p.stat().st_mtime for p in files), default=None)
-        stamps = {task: data.test_stamp(task) for task in data.test_tasks}
+        stamps = {task: _as_read(data.test_stamp(task)) for task in data.test_tasks}
         for task, stamp in stamps.items():
             self._take_up(task, {"weights": weights, "changed": changed, **stamp})
         if rank == 0:
+            stamps = {**self._stamps_before(), **stamps}
             own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
             text = json.dumps({**protocol, "tasks": own}, indent=2, ensure_ascii=False) + "\n"
             path = folder / "protocol.json"
             write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+    def _stamps_before(self) -> dict[str, Row]:
+        """The whole stamps of an earlier test's tasks, whose files are still in the folder."""
+        path = self.folder / "protocol.json"
+        known: Row = (_parsed(path.read_bytes()) if path.is_file() else None) or {}
+        tasks = known.pop("tasks", {})
+        there = {task for task in tasks if (self.folder / f"{task}.jsonl").is_file()}
+        return {task: {**known, **own} for task, own in tasks.items() if task in there}
 
     def _take_up(self, task: str, stamp: Row) -> None:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
@@ -66,7 +75,7 @@ class PredictionWriter:
             )
         # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
-        if lines and _parsed(lines[0]) == json.loads(json.dumps(stamp)):
+        if lines and _parsed(lines[0]) == _as_read(stamp):
             rows = [row for row in map(_parsed, lines[1:]) if row is not None]
             self.rows[task] = {row["index"]: row for row in rows}
         kept = [stamp, *self.rows[task].values()]
@@ -139,6 +148,11 @@ class PredictionWriter:
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
         for part in self.folder.glob(f"{task}.part*"):
             part.unlink()
+
+
+def _as_read(row: Row) -> Row:
+    """What is read back of a line that is written."""
+    return json.loads(json.dumps(row))  # type: ignore[no-any-return]
 
 
 def _beyond(protocol: Row, stamp: Row) -> Row:

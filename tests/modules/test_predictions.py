@@ -230,6 +230,24 @@ def test_each_tasks_own_protocol_and_records_are_stamped(tmp_path: Path) -> None
     }
 
 
+def test_stamps_of_an_earlier_test_stay_with_its_files(tmp_path: Path) -> None:
+    first = Shouting(["c", "gone"], c=1)
+    writer = PredictionWriter(tmp_path, first, "w")
+    writer.write(batch_of(0), [answers(0)])
+    writer.finish()
+    (tmp_path / "gone.jsonl").unlink()
+    second = Shouting(["d"])
+    second.protocol = replace(first.protocol, name="other", max_new_tokens=9)
+    PredictionWriter(tmp_path, second, "w").finish()
+    stamp = json.loads((tmp_path / "protocol.json").read_text(encoding="utf-8"))
+    assert (stamp["name"], stamp["max_new_tokens"]) == ("other", 9)
+    known = {"fingerprint": "6 records"}
+    assert stamp["tasks"] == {
+        "c": {"name": "ours", "max_new_tokens": 8, "records": 1, **known},
+        "d": {"records": 6, **known},
+    }
+
+
 @pytest.mark.parametrize(
     "changed", ["weights", "protocol", "the task's protocol", "counts", "records"]
 )
