@@ -40,7 +40,7 @@ def base_parameters(shape: Shape) -> int:
 
 
 def adapter_parameters(shape: Shape, r: int, targets: tuple[str, ...] | None = None) -> int:
-    """r (d_out + d_in) for each target in each layer; all seven kinds when None."""
+    """R (d_out + d_in) for each target in each layer; all seven kinds when None."""
     kinds = linears(shape)
     return shape["layers"] * r * sum(sum(kinds[name]) for name in targets or tuple(kinds))
 
@@ -66,9 +66,7 @@ class Plan:
     batch_traffic: float
 
 
-def plan(
-    engine: str, base: int, adapters: int, n: int, base_bytes: int = 2
-) -> Plan:
+def plan(engine: str, base: int, adapters: int, n: int, base_bytes: int = 2) -> Plan:
     """Plan one step.
 
     Args:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_peft.adapters import load_peft, merge, save_peft, trainable_parameters
+    from lightning_peft.adapters import (  # type: ignore[no-redef]
+        load_peft,
+        merge,
+        save_peft,
+        trainable_parameters,
+    )
     from lightning_peft.modules import CausalLMModule, SequenceClassificationModule
     from lightning_peft.strategies import AdapterStrategy
 

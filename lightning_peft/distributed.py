@@ -188,7 +188,7 @@ class _Whole:
 
     @staticmethod
     def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
-        state = optimizer.state[p] if p in optimizer.state else {}
+        state = optimizer.state.get(p, {})
         return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape}
 
     @staticmethod
@@ -465,7 +465,9 @@ def optimizer_state(optimizer: Any) -> dict[str, Any]:
         others = _other_state(p, optimizer)
         entry = {**others, **keeper.moments(p, optimizer)}
         if entry:
-            state[index] = {key: v.cpu() if isinstance(v, Tensor) else v for key, v in entry.items()}
+            state[index] = {
+                key: v.cpu() if isinstance(v, Tensor) else v for key, v in entry.items()
+            }
     first, described = 0, []
     for group, settings in zip(groups, optimizer.param_groups, strict=True):
         own = {key: v for key, v in settings.items() if key != "params"}

@@ -33,7 +33,6 @@ from lightning_peft.runs import (
 )
 from lightning_peft.strategies import AdapterStrategy
 
-
 # Whose constructor may refuse something, and how users write its key.
 KEYS: dict[type, str] = {
     AdapterStrategy: "model.adapter",

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters

@@ -221,6 +221,4 @@ def launch(task: Task, name: str, folder: Path, world: int = 2) -> list[Any]:
     context.set_forkserver_preload(["engine_worker"])
     arguments = (world, free_port(), task, name, str(folder))
     mp.start_processes(process, arguments, nprocs=world, start_method="forkserver")
-    return [
-        torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(world)
-    ]
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(world)]

@@ -37,9 +37,7 @@ def every_strategy(name: str, rank: int, folder: Path) -> Results:
         "pruned, SGD": fit(name, pruned(), folder, "SGD"),
         "droplora, p = 0": fit(name, DropLoRA(r=4, p=0.0), folder),
         "loradrop": fit(name, LoRADrop(r=4, threshold=0.6, probe_epochs=1, layout=layout), folder),
-        "pruned": fit(
-            name, pruned(recovery="activation"), folder, save_at=SAVED_AFTER, path=saved
-        ),
+        "pruned": fit(name, pruned(recovery="activation"), folder, save_at=SAVED_AFTER, path=saved),
         "masked": fit(name, DropLoRA(**drop), folder, save_at=SAVED_AFTER, path=masked),
     }
     if name == "single":
@@ -101,7 +99,9 @@ def test_two_processes_train_as_one_device_does(name: str, folder: Path, single:
     assert set(one["pruned"]["ranks"].values()) == {2}
     assert one["pruned"]["dead"] == one["pruned, SGD"]["dead"] == 0.0
     if name == "ddp":  # whose masks hold for a step
-        masks = [{n: m for n, m in x["masked"]["state"].items() if "mask" in n} for x in (one, other)]
+        masks = [
+            {n: m for n, m in x["masked"]["state"].items() if "mask" in n} for x in (one, other)
+        ]
         assert any(not torch.equal(mask, masks[1][n]) for n, mask in masks[0].items())
     # Masks differ between processes, and a resumed run draws the same ones: it ends bit for bit.
     assert one["masked"]["draw"][0] != one["masked"]["draw"][1]

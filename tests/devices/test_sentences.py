@@ -55,7 +55,9 @@ def test_lightnings_own_fsdp_is_referred_to_ours() -> None:
 
 def test_deepspeed_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not installed; pip install 'lightning-peft\[deepspeed\]'"):
+    with pytest.raises(
+        ValueError, match=r"not installed; pip install 'lightning-peft\[deepspeed\]'"
+    ):
         engines.DeepSpeed()
 
 
