@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,21 @@ def test_a_7b_checkpoint_is_adapter_and_moments() -> None:
     states = entries["optimizer_states"][0]["state"].values()
     assert sum(v.numel() for s in states for v in s.values() if v.dim()) == 2 * expected
     assert distributed.world_size() == 1
+
+
+def test_the_benchmark_for_gpus_runs_on_a_tiny_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = importlib.import_module("gpu")
+    words = "--tiny --only PrunedLoRA --r 4 --steps 4 --warmup 1 --length 16 --batch_size 2"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words.split()])
+    gpu.main()
+    line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("{"))
+    found = json.loads(line)
+    assert found["strategy"] == "PrunedLoRA"
+    assert found["tokens_per_second_per_device"] > 0
+    # 4 bfloat16 FLOPs for each frozen weight and 6 for each trained one, attention beside them.
+    weights = plan.base_parameters(plan.LLAMA_3_8B)
+    per_token = gpu.flops_per_token(gpu.LLAMA_3_8B, 0, 0)
+    embedding_and_norms = (128256 + 65) * 4096
+    assert per_token == 4 * (weights - embedding_and_norms)
