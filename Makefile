@@ -12,6 +12,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	# torch first and pinned: left to a range, pip may take a build with gigabytes of CUDA packages.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	# Its build asks for torch, which an isolated one would fetch anew.
+	$(BIN)/pip install --quiet setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation --constraint constraints.txt deepspeed
 	touch $@
 
 quickstart: $(VENV)/ready

@@ -1,11 +1,11 @@
 """Lightning's engines for many devices, as adapters need them.
 
-``ddp`` is Lightning's own. :class:`DeepSpeed` and :class:`FSDP` are Lightning's strategies, with
-four changes. They run on CPUs too. Their checkpoints are one file in the form of one device's
-(adapters, moments, counters; no base weights), so that every engine goes on from any other's, on
-any number of devices. Under DeepSpeed the loss is divided by the accumulation once, and the
-optimizer steps at a short last window as it does everywhere else. FSDP2 cuts the model here, adapters in one group of
-their own, so that layers can share them.
+``ddp`` is Lightning's own. :class:`DeepSpeed` and :class:`FSDP` are Lightning's with four changes.
+They run on CPUs too. Their checkpoints are one file in the form of one device's (adapters, moments,
+counters; no base weights), so that every engine goes on from any other's, on any number of devices.
+Under DeepSpeed the loss is divided by the accumulation once, and the optimizer steps at a short
+last window as it does everywhere else. FSDP2 cuts the model here, adapters in one group of their
+own, so that layers can share them.
 """
 
 from __future__ import annotations

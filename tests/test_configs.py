@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_peft import trainable_parameters
+from lightning_peft import engines, trainable_parameters
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.commands import train
 from lightning_peft.modules import causal_lm
@@ -56,6 +56,7 @@ DATA = {
     "glue": "GlueDataModule",
     "instruction": "InstructionDataModule",
     "math": "MathDataModule",
+    "trainer": "ArithmeticDataModule",
 }
 SIZES = ("tiny", "llama2_7b", "llama3_8b")
 ROWS = [f"configs/commonsense/{size}_{method}.yaml" for size in SIZES for method in METHODS]
@@ -127,6 +128,8 @@ def test_begins_with_the_command_that_runs_it(config: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_is_parsed_and_instantiated(config: str, cli: Cli, tmp_path: Path) -> None:
+    if "deepspeed" in config:
+        pytest.importorskip("deepspeed")
     words = command_of(config, tmp_path)
     made = cli(words)
     # The row that a shared file names comes last.
@@ -138,6 +141,32 @@ def test_is_parsed_and_instantiated(config: str, cli: Cli, tmp_path: Path) -> No
         made.model.configure_model()
         ranks = {layer.rank for layer in adapter_layers(made.model.model).values()}
         assert ranks == {made.model.adapter.r}
+
+
+@pytest.mark.parametrize(
+    ("file", "engine"),
+    [
+        ("cpu", "one device"),
+        ("single", "one device"),
+        ("ddp", "DDP"),
+        ("deepspeed_z2", "DeepSpeed ZeRO-2"),
+        ("deepspeed_z3", "DeepSpeed ZeRO-3"),
+        ("fsdp", "FSDP2"),
+        ("multi_node", "DDP"),
+    ],
+)
+def test_a_second_file_moves_any_experiment_to_an_engine(
+    file: str, engine: str, cli: Cli, tmp_path: Path
+) -> None:
+    if "deepspeed" in file:
+        pytest.importorskip("deepspeed")
+    words = command_of("configs/commonsense/tiny_prunedlora.yaml", tmp_path)
+    made = cli([*words, "--config", f"configs/trainer/{file}.yaml"])
+    assert engines.name_of(made.trainer.strategy) == engine
+    assert type(made.model.adapter).__name__ == "PrunedLoRA"
+    assert made.trainer.num_nodes == (2 if file == "multi_node" else 1)
+    if "deepspeed" in file:
+        assert made.trainer.strategy.exclude_frozen_parameters
 
 
 @pytest.mark.parametrize("config", LARGE)

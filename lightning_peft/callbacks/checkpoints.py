@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,22 @@ class Checkpoints(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self._signal:
+            if not trainer.is_global_zero:
+                time.sleep(1)  # the first may still be reading what this one has sent
+            raise Preempted(self._signal, trainer.global_step, trainer.is_global_zero)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End the processes that this one has started: they would wait for it for ever."""
+        super().on_exception(trainer, pl_module, exception)
+        launcher: Any = trainer.strategy.launcher
+        if getattr(launcher, "procs", ()) and not isinstance(exception, Preempted):
+            launcher.kill(signal.SIGKILL)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -383,7 +383,7 @@ class AdapterStrategy(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Call :meth:`before_step` at a window's end only; DeepSpeed calls at each micro-batch."""
+        """Call :meth:`before_step`, at a window's last micro-batch only."""
         if self.model is not None and not trainer.fit_loop._should_accumulate():
             self.before_step(self.model, optimizer, trainer.global_step)
 

@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def fit(
     save_at: int | None = None,
     resume: Path | None = None,
     path: Path | None = None,
-    **trainer: Any,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Train and tell what came out, the same words on every engine."""
     torch.manual_seed(0)
@@ -145,8 +145,7 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[watch],
-        **trainer,
+        callbacks=[watch, *callbacks],
     )
     made.ckpt_path = None if resume is None else str(resume)
     made.fit(module, Data())
