@@ -7,6 +7,7 @@ without fetching them, which is how the loader weighs an accumulation window in 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,10 +83,9 @@ def training_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
 
 
 def packed_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
-    """Put documents one after another into rows as long as the longest, with little padding.
+    """Put documents one after another into a few rows of nearly equal length.
 
-    Each document goes into the first row that has room, the longest document first, so that the
-    batch holds the same tokens and targets as the padded one.
+    The batch holds the same tokens and targets as the padded one.
 
     Args:
         rows: As for :func:`training_batch`.
@@ -95,9 +95,9 @@ def packed_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
         As :func:`training_batch`, and ``position_ids``, which begin at 0 in every document. Each
         token of the padding is a document of its own, at position 0.
     """
-    bins = first_fit([len(ids) for ids, _ in rows])
+    division = balanced_rows([len(ids) for ids, _ in rows])
     joined: dict[str, list[list[int]]] = {key: [] for key in ("ids", "labels", "positions")}
-    for members in bins:
+    for members in division:
         documents = [(rows[i][0], [IGNORED, *_labels(*rows[i])[1:]]) for i in members]
         joined["ids"].append([token for ids, _ in documents for token in ids])
         joined["labels"].append([label for _, labels in documents for label in labels])
@@ -110,27 +110,38 @@ def packed_batch(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def first_fit(lengths: Sequence[int]) -> list[list[int]]:
-    """Share items out to bins that hold as much as the longest item: first fit, longest first.
+def balanced_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Share documents out to rows of like length, so that little is padded.
+
+    For each number of rows the longest document left goes to the shortest row; of these the
+    division with the fewest cells is taken. Rows are at most twice as long as the longest document
+    (but for what does not divide), since attention's cost grows with the square of their length.
 
     Args:
-        lengths: Of the items, at least one.
+        lengths: Of the documents, at least one.
 
     Returns:
-        The items' indices in each bin.
+        The documents' indices in each row.
     """
-    capacity = max(lengths)
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        fits = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
-        if fits is None:
-            bins.append([])
-            room.append(capacity)
-            fits = len(bins) - 1
-        bins[fits].append(i)
-        room[fits] -= lengths[i]
-    return bins
+    longest, total = max(lengths), sum(lengths)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    fewest, most = -(-total // (2 * longest)), min(-(-total // longest) + 1, len(lengths))
+    divisions = [_divide(order, lengths, count) for count in range(fewest, most + 1)]
+    return min(divisions, key=lambda rows: len(rows) * _width(rows, lengths))
+
+
+def _divide(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]  # a heap
+    for i in order:
+        used, row = filled[0]
+        rows[row].append(i)
+        heapq.heapreplace(filled, (used + lengths[i], row))
+    return rows
+
+
+def _width(rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    return max(sum(lengths[i] for i in row) for row in rows)
 
 
 def _labels(ids: list[int], spans: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_peft.adapters import observe_inputs
-from lightning_peft.datamodules.batches import first_fit, packed_batch, training_batch
+from lightning_peft.datamodules.batches import balanced_rows, packed_batch, training_batch
 from lightning_peft.modules.causal_lm import CausalLMModule
 from lightning_peft.modules.packing import model_inputs, one_row
 from lightning_peft.strategies import LoRA
@@ -44,16 +44,19 @@ def rows() -> list:
     return [(tokens, [len(tokens) // 2, len(tokens)]) for tokens in ids]
 
 
-def test_bins_hold_every_item_once_and_no_more_than_the_longest() -> None:
-    bins = first_fit(LENGTHS)
-    assert sorted(i for members in bins for i in members) == list(range(len(LENGTHS)))
-    assert all(sum(LENGTHS[i] for i in members) <= 9 for members in bins)
-    assert len(bins) == 4  # 30 tokens in rows of 9
+@pytest.mark.parametrize("lengths", [[5], [3, 3, 3], LENGTHS, [*range(1, 60)], [100, 1, 1, 1]])
+def test_rows_hold_every_document_once_and_little_padding(lengths) -> None:
+    rows = balanced_rows(lengths)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    width = max(sum(lengths[i] for i in row) for row in rows)
+    assert width <= 3 * max(lengths)
+    best = -(-sum(lengths) // max(lengths)) * max(lengths)  # as long as the longest, well filled
+    assert len(rows) * width <= best
 
 
 def test_a_packed_batch_holds_the_same_tokens_and_targets() -> None:
     packed, padded = packed_batch(rows(), 0), training_batch(rows(), 0)
-    assert packed["input_ids"].shape == (4, 9)
+    assert packed["input_ids"].shape == (2, 15)  # 30 tokens in all
     for batch in (packed, padded):
         assert batch["attention_mask"].sum() == sum(LENGTHS)
     targets = [b["labels"][:, 1:][b["labels"][:, 1:] != -100].sort()[0] for b in (packed, padded)]
@@ -118,7 +121,7 @@ def test_flash_attention_gets_one_row(module) -> None:
     module.model.config._attn_implementation = "flash_attention_2"
     flat = one_row(batch, module.model.config)
     module.model.config._attn_implementation = "eager"
-    assert flat["input_ids"].shape == flat["labels"].shape == (1, 36)
+    assert flat["input_ids"].shape == flat["labels"].shape == (1, 30)
     total, count = module.target_loss(batch)
     flat_total, flat_count = module.target_loss(flat)
     assert count == flat_count
