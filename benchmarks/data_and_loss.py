@@ -14,7 +14,8 @@ from models import Shape, llama
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_peft.datamodules.batches import packed_batch, pad, training_batch
+from lightning_peft.datamodules.batches import training_batch
+from lightning_peft.datamodules.packing import packed_batch, packs_of
 from lightning_peft.datamodules.samplers import LengthGroupedBatchSampler, RandomBatchSampler
 from lightning_peft.modules.causal_lm import CausalLMModule
 from lightning_peft.modules.loss import chunked_loss
@@ -62,78 +63,91 @@ def loss(shape: Shape, rounds: int, **folder: Any) -> None:
     )
 
 
-def _lengths(limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of prompts and of responses of the commonsense records, in random order."""
-    files = sorted(RECORDS.glob("*/train*.json"))
-    records = [r for file in files for r in json.loads(file.read_text())]
+def _lengths(files: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of the prompts and of the responses of commonsense records."""
+    found = sorted(RECORDS.glob(files))
+    records = [r for file in found for r in json.loads(file.read_text())]
     if not records:  # without the records: lengths like theirs
         rng = np.random.default_rng(0)
-        drawn = rng.lognormal(4.5, 0.5, limit).astype(int) + 20
-        return drawn, np.full(limit, 8)
-    order = np.random.default_rng(0).permutation(len(records))[:limit]
+        drawn = rng.lognormal(4.5, 0.5, 2000).astype(int) + 20
+        return drawn, np.full(2000, 8)
     preamble = 150  # bytes of the instruction around each
-    texts = [(records[i]["instruction"], records[i]["output"]) for i in order]
-    prompt = np.array([(len(p.encode()) + preamble) // BYTES_A_TOKEN for p, _ in texts])
-    return prompt, np.array([max(len(a.encode()) // BYTES_A_TOKEN, 2) for _, a in texts])
+    prompt = [(len(r["instruction"].encode()) + preamble) // BYTES_A_TOKEN for r in records]
+    answer = [max(len(r["output"].encode()) // BYTES_A_TOKEN, 2) for r in records]
+    return np.array(prompt), np.array(answer)
+
+
+LONGEST, BATCH, GROUPED = (
+    "padded to the longest record",
+    "padded to the longest of the batch",
+    "grouped by length, padded",
+)
 
 
 def packing(shape: Shape, rounds: int, **folder: Any) -> None:
     """Useful tokens a second, packed and padded in three ways: ``packing.json``."""
-    size, batches = (4, 2) if shape.tokens < 64 else (16, 6)
-    at = shape.but(hidden=shape.hidden // 2, intermediate=shape.intermediate // 2, layers=4)
-    prompts, answers = _lengths(20_000)
+    at = shape.but(hidden=shape.hidden // 2, intermediate=shape.intermediate // 2, layers=2)
+    rows, raw = [], {}
+    for what, files, least in (
+        ("records of all eight tasks", "*/*.json", 2.5),
+        ("records of the four training files", "*/train.json", None),
+    ):
+        lengths = _lengths(files)
+        kinds = _batches(at, *lengths)
+        cases = {name: _training(at, made) for name, made in kinds.items()}
+        seconds = interleave(cases, rounds, warmup=1)
+        useful = {n: sum(int(b["attention_mask"].sum()) for b in m) for n, m in kinds.items()}
+        rate = {name: [useful[name] / s for s in seconds[name]] for name in cases}
+        for name, target in ((LONGEST, least), (BATCH, None), (GROUPED, None)):
+            got = ratio(rate, "packed", name)
+            title = f"{what}: packed / {name}"
+            rows.append(row(title, got.pop("median"), target, at_least=True, **got))
+        for name, made in kinds.items():
+            cells = sum(b["input_ids"].numel() for b in made)
+            rows.append(row(f"{what}: {name}, share of useful tokens", useful[name] / cells))
+        raw[what] = {"seconds": seconds, "longest": int(sum(lengths).max())}
+    save("packing", rows, raw=raw, shape=repr(at), **folder)
+
+
+def _batches(
+    shape: Shape, prompts: np.ndarray, answers: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
+    """The same random records padded and packed, and batches of records of like length."""
+    size, count = 16, 4
     if shape.tokens < 64:
-        prompts = np.minimum(prompts, 24)
-        at = shape
+        size, count, prompts = 4, 1, np.minimum(prompts, 24)
     total = prompts + answers
     longest = int(total.max())
     rng = np.random.default_rng(1)
 
     def rows_of(indices: Any) -> list[Any]:
-        ids = [rng.integers(3, at.vocabulary, total[i]).tolist() for i in indices]
         return [
-            (tokens, [int(prompts[i]), int(total[i])])
-            for tokens, i in zip(ids, indices, strict=True)
+            (
+                rng.integers(3, shape.vocabulary, total[i]).tolist(),
+                [int(prompts[i]), int(total[i])],
+            )
+            for i in indices
         ]
-
-    random = RandomBatchSampler(len(total), size).batches()[1 : batches + 1]
-    grouped = LengthGroupedBatchSampler(total, size).batches()[1 : batches + 1]
-    drawn = [rows_of(indices) for indices in random]
-    alike = [rows_of(indices) for indices in grouped]
 
     def widest(rows: list[Any]) -> dict[str, Any]:
         filler = ([0] * longest, [])
-        batch = training_batch([*rows, filler], 0)
-        out = {key: value[:-1] for key, value in batch.items()}
-        out["attention_mask"] = pad([[1] * len(r[0]) for r in [*rows, filler]], 0)[:-1]
-        return out
+        return {k: v[:-1] for k, v in training_batch([*rows, filler], 0).items()}
 
-    kinds: dict[str, list[dict[str, Any]]] = {
-        "padded to the longest record": [widest(rows) for rows in drawn],
-        "padded to the longest of the batch": [training_batch(rows, 0) for rows in drawn],
-        "grouped by length, padded": [training_batch(rows, 0) for rows in alike],
-        "packed": [packed_batch(rows, 0) for rows in drawn],
-        "grouped by length, packed": [packed_batch(rows, 0) for rows in alike],
+    # The first batch of the grouped ones is that of the longest record.
+    random = RandomBatchSampler(len(total), size).batches()[:count]
+    grouped = LengthGroupedBatchSampler(total, size).batches()[1 : count + 1]
+    drawn, alike = [rows_of(i) for i in random], [rows_of(i) for i in grouped]
+    # The drawn records as `data.packing` arranges them, in as many steps.
+    records = [record for rows in drawn for record in rows]
+    packs = packs_of(np.array([len(ids) for ids, _ in records]), longest)
+    packs = [[records[i] for i in pack] for pack in packs]
+    steps = np.array_split(np.arange(len(packs)), min(count, len(packs)))
+    return {
+        LONGEST: [widest(rows) for rows in drawn],
+        BATCH: [training_batch(rows, 0) for rows in drawn],
+        GROUPED: [training_batch(rows, 0) for rows in alike],
+        "packed": [packed_batch([packs[i] for i in step]) for step in steps],
     }
-    cases = {name: _training(at, made) for name, made in kinds.items()}
-    useful = {n: sum(int(b["attention_mask"].sum()) for b in made) for n, made in kinds.items()}
-    seconds = interleave(cases, rounds, warmup=1)
-    rate = {name: [useful[name] / s for s in seconds[name]] for name in cases}
-    rows = []
-    for name, least in (
-        ("padded to the longest record", 2.5),
-        ("padded to the longest of the batch", None),
-        ("grouped by length, padded", None),
-    ):
-        got = ratio(rate, "packed", name)
-        rows.append(row(f"packed / {name}", got.pop("median"), least, at_least=True, **got))
-    got = ratio(rate, "grouped by length, packed", "grouped by length, padded")
-    rows.append(row("grouped and packed / grouped by length, padded", got.pop("median"), **got))
-    for name, made in kinds.items():
-        cells = sum(b["input_ids"].numel() for b in made)
-        rows.append(row(f"{name}: share of useful tokens", useful[name] / cells))
-    lengths = {"mean": float(total.mean()), "longest": longest}
-    save("packing", rows, seconds=seconds, lengths=lengths, shape=repr(at), **folder)
 
 
 def _training(shape: Shape, batches: list[dict[str, Any]]) -> Callable[[], None]:

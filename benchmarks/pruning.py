@@ -139,13 +139,13 @@ def drop(shape: Shape, rounds: int, **folder: Any) -> None:
     rows = [
         row(
             "LoRA-drop's parameters, gradients, moments / LoRA's",
-            _held(dropped) / _held(cases["LoRA"]),
+            held,
             0.5,
         ),
         row("LoRA-drop's step / LoRA's", step.pop("median"), **step),
         row(
             "probe, in LoRA's steps for each batch of its sample",
-            probing / statistics.median(seconds["LoRA"]),
+            probing,
         ),
     ]
     save("loradrop", rows, seconds=seconds, shape=repr(shape), **folder)
@@ -176,13 +176,10 @@ def importance(shape: Shape, rounds: int, **folder: Any) -> None:
             "importance at every step, share of the step",
             extra,
             0.08,
-            low=every["low"] - 1,
-            high=every["high"] - 1,
+            **more,
         ),
         row("importance every 50 steps, share of the steps", extra / 50, 0.01),
-        row(
-            "importance against the naive computation, relative", _against_naive(model, shape), 1e-5
-        ),
+        row("importance against the naive computation, relative", naive, 1e-5),
     ]
     save("importance", rows, seconds=seconds, shape=repr(shape), **folder)
 

@@ -31,15 +31,15 @@ from models import TINY, Shape
 SECTIONS = {
     "steps": (steps.run, 9),
     "startup": (around.startup, 3),
-    "loss": (data_and_loss.loss, 3),
+    "loss": (data_and_loss.loss, 2),
     "packing": (data_and_loss.packing, 3),
-    "importance": (pruning.importance, 11),
-    "pruned": (pruning.life, 7),
-    "loradrop": (pruning.drop, 7),
-    "inference": (around.inference, 7),
+    "importance": (pruning.importance, 9),
+    "pruned": (pruning.life, 5),
+    "loradrop": (pruning.drop, 5),
+    "inference": (around.inference, 5),
     "life": (around.life, 3),
-    "others": (steps.others, 5),
-    "growth": (steps.growth, 5),
+    "others": (steps.others, 3),
+    "growth": (steps.growth, 3),
 }
 
 

@@ -1,6 +1,7 @@
 """Layers and what is done to them: plain PyTorch, no Lightning, no transformers."""
 
 from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, match_targets
+from lightning_peft.adapters.compiled import compile_model
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.merge import merge
 from lightning_peft.adapters.observe import observe_inputs
@@ -18,6 +19,7 @@ __all__ = [
     "LoRALinear",
     "adapter_layers",
     "adapter_state_dict",
+    "compile_model",
     "fingerprint",
     "keep_components",
     "kind_of",

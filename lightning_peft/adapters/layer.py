@@ -141,8 +141,8 @@ class LoRALinear(nn.Module):
         Returns:
             Output, (..., d_out), in the dtype of the base's output.
         """
-        if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
-            return self._formula(x)
+        if torch.compiler.is_compiling():
+            return self._formula(x, self.dropout(x))
         return self._adapted(x, self._draw(x))
 
     def _draw(self, x: Tensor) -> Tensor | None:
@@ -151,6 +151,8 @@ class LoRALinear(nn.Module):
 
     def _adapted(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """The layer, with what dropout keeps of its input (ones and zeros, like x)."""
+        if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
+            return self._formula(x, x)
         x, lora_A, lora_B = in_autocast(x, self.active_A, self.active_B)
         scaling, gate = self.scaling, self.gate
         chosen = chosen_components(gate, self.rank)
@@ -171,10 +173,10 @@ class LoRALinear(nn.Module):
         assert isinstance(self.dropout, InputDropout)
         return keep, 1 / (1 - self.dropout.p), self.dropout.apply_mask
 
-    def _formula(self, x: Tensor) -> Tensor:
-        """The layer as its formula says."""
+    def _formula(self, x: Tensor, dropped: Tensor) -> Tensor:
+        """The layer as its formula says, for an input and what dropout makes of it."""
         y = self.base(x)
-        z = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.active_A)  # (..., rank)
+        z = F.linear(dropped.to(self.lora_A.dtype), self.active_A)  # (..., rank)
         if self.gate is not None:
             z = self.gate(z)
         return y + F.linear(z * self.scaling, self.active_B).to(y.dtype)

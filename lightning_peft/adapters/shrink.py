@@ -7,6 +7,7 @@ moments, and the layer computes with views of the front. What is saved is the fr
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 import torch
@@ -36,7 +37,12 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
     fresh = nn.Parameter(value, parameter.requires_grad)
     parameter.grad = None
     try:
-        torch.utils.swap_tensors(parameter, fresh)
+        if weakref.getweakrefs(parameter) and parameter._use_count() <= 2:  # type: ignore[attr-defined]
+            # Guards of torch.compile, which swap_tensors refuses. They follow the object, whose new
+            # shape makes them fail: what was compiled for the old one is then compiled anew.
+            torch._C._swap_tensor_impl(parameter, fresh)  # type: ignore[attr-defined]
+        else:
+            torch.utils.swap_tensors(parameter, fresh)
     except RuntimeError as error:
         raise RuntimeError(
             "components cannot be removed while something else holds on to their parameter: a "

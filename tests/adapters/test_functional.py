@@ -37,6 +37,11 @@ def layer_of(gate: str, p: float, dtype: torch.dtype, **base: Any) -> LoRALinear
     return layer.train()
 
 
+def formula_of(layer: LoRALinear) -> Any:
+    """The formula, left to autograd, with dropout as PyTorch's own in the adapter's precision."""
+    return lambda x: layer._formula(x, layer.dropout(x.to(layer.lora_A.dtype)))
+
+
 def run(layer: nn.Module, forward: Any, x: Tensor) -> list[Tensor]:
     """Output, gradient of the input and of every parameter, from one draw of all masks."""
     x = x.detach().clone().requires_grad_()
@@ -62,7 +67,7 @@ def same(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
 def test_forward_and_gradients_are_those_of_the_formula(gate, p, dtype, tolerance, rows) -> None:
     layer = layer_of(gate, p, dtype)
     x = torch.randn(2, rows, 20, dtype=dtype)
-    same(run(layer, layer, x), run(layer, layer._formula, x), tolerance)
+    same(run(layer, layer, x), run(layer, formula_of(layer), x), tolerance)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
@@ -72,12 +77,12 @@ def test_a_base_that_trains_or_is_watched_gets_its_gradients_and_calls(gate, p) 
     calls: list[int] = []
     layer.base.register_forward_hook(lambda *args: calls.append(1))
     x = torch.randn(2, 40, 20)
-    same(run(layer, layer, x), run(layer, layer._formula, x), 1e-5)
+    same(run(layer, layer, x), run(layer, formula_of(layer), x), 1e-5)
     assert len(calls) == 2
     layer = layer_of(gate, p, torch.float32)
     layer.base.requires_grad_(True)
     ours = run(layer, layer, x)
-    same(ours, run(layer, layer._formula, x), 1e-5)
+    same(ours, run(layer, formula_of(layer), x), 1e-5)
     assert len(ours) == 6  # with the base's weight and bias
 
 
@@ -106,7 +111,7 @@ def test_autocast_computes_what_its_own_products_would(gate, p) -> None:
         return run_it
 
     x = torch.randn(2, 40, 20)
-    ours, formula = (run(layer, under_autocast(f), x) for f in (layer, layer._formula))
+    ours, formula = (run(layer, under_autocast(f), x) for f in (layer, formula_of(layer)))
     assert ours[0].dtype == torch.bfloat16
     same(ours, formula, 0.03)
 

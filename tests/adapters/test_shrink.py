@@ -216,3 +216,23 @@ def test_an_optimizer_that_packs_its_state_is_refused() -> None:
         keep_components(layer, torch.tensor([0, 2]), optimizer)
     assert layer.rank == 4
     assert layer.lora_A.shape == (4, 6)
+
+
+def test_a_fused_optimizer_goes_on_like_a_plain_one() -> None:
+    trained = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        layer = LoRALinear(nn.Linear(7, 5).requires_grad_(False), 6, 6)
+        layer.reset_parameters(False)
+        parameters = [layer.lora_A, layer.lora_B]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=fused)
+        x = torch.randn(9, 7)
+        for step in range(6):
+            layer(x).square().sum().backward()
+            if step in (2, 4):
+                keep_components(layer, torch.arange(0, layer.rank, 2), optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.append([p.detach().clone() for p in parameters])
+    for plain, fused_one in zip(*trained, strict=True):
+        torch.testing.assert_close(fused_one, plain)

@@ -1,0 +1,30 @@
+"""``torch.compile`` of an adapted model whose ranks change while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def compile_model(model: nn.Module, **options: Any) -> nn.Module:
+    """Compile an adapted model so that a removal of components does not compile it anew each time.
+
+    By itself torch compiles anew for every shape of a parameter and every number that a module
+    holds, and gives up after eight. Two of its options, which hold for the whole process, let it
+    treat the rank as unknown once it has seen two: the model is then compiled twice, and a third
+    time where a rank comes down to one.
+
+    Args:
+        model: The adapted model.
+        options: Of ``torch.compile``.
+
+    Returns:
+        What ``torch.compile`` returns.
+    """
+    import torch._dynamo as dynamo
+
+    dynamo.config.force_parameter_static_shapes = False
+    dynamo.config.allow_unspec_int_on_nn_module = True
+    return torch.compile(model, **options)  # type: ignore[return-value]
