@@ -12,7 +12,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	# torch first and pinned: left to a range, pip may take a build with gigabytes of CUDA packages.
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	# Its build asks for torch, which an isolated one would fetch anew.
+	touch $@
+
+# For the tests alone. Its build asks for torch, which an isolated one would fetch anew.
+$(VENV)/deepspeed: $(VENV)/ready
 	$(BIN)/pip install --quiet setuptools wheel
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation --constraint constraints.txt deepspeed
 	touch $@
@@ -21,10 +24,10 @@ quickstart: $(VENV)/ready
 	$(BIN)/lightning-peft fit --config configs/quickstart.yaml
 	$(BIN)/lightning-peft test --config configs/quickstart.yaml --ckpt_path last
 
-test: $(VENV)/ready
+test: $(VENV)/deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-slow: $(VENV)/ready
+slow: $(VENV)/deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/ready
