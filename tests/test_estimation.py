@@ -12,6 +12,7 @@ from transformers import LlamaConfig, RobertaConfig
 
 from lightning_peft import trainable_parameters
 from lightning_peft.adapters import save_peft
+from lightning_peft.cli import main
 from lightning_peft.commands import estimate as command
 from lightning_peft.estimation import estimate, nbytes, saved_bytes
 from lightning_peft.modules import CausalLMModule, SequenceClassificationModule
@@ -189,3 +190,27 @@ def test_the_command_needs_a_configuration_only(
 def test_a_model_without_its_configuration_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no config.json"):
         estimate(CausalLMModule(str(tmp_path)), ROWS, TOKENS)
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("PiSSA", "GaLore")]
+
+
+@pytest.mark.parametrize("name", ["LoRA", "FullFineTuning", *SLOW])
+def test_a_checkpoint_is_what_a_run_writes(name: str, tmp_path: Path) -> None:
+    words = ["fit", "--config", str(Path(__file__).parents[1] / "configs/quickstart.yaml")]
+    settings = {
+        "trainer.default_root_dir": str(tmp_path),
+        "trainer.max_steps": 2,
+        "trainer.limit_val_batches": 0,
+        "trainer.enable_progress_bar": False,
+        "validate_first": False,
+        "data.batch_size": 4,
+        "model.adapter": name,
+        **({} if name == "FullFineTuning" else {"model.adapter.r": 16}),
+    }
+    assert main([*words, *(f"--{key}={value}" for key, value in settings.items())]) in (0, None)
+    (written,) = tmp_path.glob("version_0/checkpoints/*.ckpt")
+    adapter = {"LoRA": LoRA, "PiSSA": PiSSA, "GaLore": GaLore, "FullFineTuning": FullFineTuning}
+    made = adapter[name](**({} if name == "FullFineTuning" else {"r": 16}))
+    found = estimate(CausalLMModule("tiny_llama", adapter=made), ROWS, TOKENS)
+    assert found.checkpoint == pytest.approx(written.stat().st_size, rel=0.1)
