@@ -160,6 +160,11 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         if not self.on_cpu:
             super().setup_distributed()
             return
+        import deepspeed.ops
+
+        # Compiled at the first start, for inference only; a process killed meanwhile leaves a lock
+        # at which all later ones wait for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 

@@ -40,6 +40,11 @@ def every_strategy(name: str, rank: int, folder: Path) -> Results:
         "pruned": fit(name, pruned(recovery="activation"), folder, save_at=SAVED_AFTER, path=saved),
         "masked": fit(name, DropLoRA(**drop), folder, save_at=SAVED_AFTER, path=masked),
     }
+    if name == "zero3":
+        try:
+            fit(name, LoRADrop(r=4), folder)
+        except ValueError as error:
+            done["refused"] = {"sentence": str(error)}
     if name == "single":
         roles = done["loradrop"]["layout"]
         (folder / "layout.json").write_text(json.dumps(roles))
@@ -81,6 +86,7 @@ def test_two_processes_train_as_one_device_does(name: str, folder: Path, single:
     if name.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     one, other = engine_worker.launch(every_strategy, name, folder)
+    refused = one.pop("refused", {"sentence": ""})["sentence"]
     for run in one:
         for key in ("state", "deltas"):
             for tensor, value in one[run][key].items():
@@ -98,6 +104,8 @@ def test_two_processes_train_as_one_device_does(name: str, folder: Path, single:
     assert set(one["pruned"]["shapes"].values()) <= {(8, 32), (8, 48)}
     assert set(one["pruned"]["ranks"].values()) == {2}
     assert one["pruned"]["dead"] == one["pruned, SGD"]["dead"] == 0.0
+    if name == "zero3":
+        assert "give model.adapter.layout the layout.json of an earlier probe" in refused
     if name == "ddp":  # whose masks hold for a step
         masks = [
             {n: m for n, m in x["masked"]["state"].items() if "mask" in n} for x in (one, other)

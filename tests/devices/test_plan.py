@@ -43,9 +43,10 @@ class Count(Callback):
         }
         held = trainer.optimizers[0]
         inner = getattr(held, "optimizer", held)
-        stepped = [p for group in inner.param_groups for p in group["params"]]
-        states = [inner.state[p] for p in stepped if p in inner.state]
-        tensors = [v for s in states for v in s.values() if torch.is_tensor(v) and v.dim()]
+        stepped = list(inner.state)  # ZeRO-3 gives its groups only while it steps
+        tensors = [
+            v for s in inner.state.values() for v in s.values() if torch.is_tensor(v) and v.dim()
+        ]
         self.held["moments"] = float(sum(local(v) for v in tensors))
         if not any(p is q for p in stepped for q in own):
             self.held["adapters"] += float(sum(local(p) for p in stepped))
