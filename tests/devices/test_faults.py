@@ -104,7 +104,8 @@ def test_sigterm_to_one_process_saves_and_ends_all(tmp_path: Path) -> None:
     assert_same_end("ddp", whole, broken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_twenty_kills_change_nothing(name: str, tmp_path: Path) -> None:
     if name != "ddp" and importlib.util.find_spec("deepspeed") is None:
