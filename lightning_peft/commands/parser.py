@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -395,10 +396,12 @@ def _check_class(action: Action, value: dict[str, Any], key: str) -> None:
 def _check_missing(actions: dict[str, Action], tree: dict[str, Any]) -> None:
     """Check that model and data are there, with what their classes need."""
     for dest, action in actions.items():
-        optional = type(None) in get_args(_hint(action))
-        if "." in dest or optional or not _bases(_hint(action)):
+        if "." in dest or not _bases(_hint(action)):
             continue
         base, skip = _bases(_hint(action))[0]
+        # A group of options may be left out; model and data may not, whatever their hint says.
+        if dataclasses.is_dataclass(base) and type(None) in get_args(_hint(action)):
+            continue
         value = tree.get(dest)
         if value is None:
             names = ", ".join(_shown(base))
