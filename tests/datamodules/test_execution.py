@@ -190,7 +190,7 @@ def test_limits_cannot_be_raised_again() -> None:
         ("import os\nwhile True: os.write(2, bytes(9999))", "more than 1048576 bytes of output"),
         (
             "import os\nfor fd in range(3, 64):\n    try:\n"
-            "        while True: os.write(fd, bytes(9))\n    except OSError: pass",
+            "        while True: os.write(fd, bytes(999))\n    except OSError: pass",
             "more than 1048576 bytes of output",
         ),
     ],
