@@ -12,11 +12,12 @@ import http.client
 import json
 import math
 import os
+import queue
 import random
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,11 @@ def _judge(
         lines.seek(0)
         lines.truncate(lines.read().rfind(b"\n") + 1)  # half a line, if a kill left one
         futures = {pool.submit(chat.complete, task.pop("messages")): task for task in tasks}
-        done = (future for future in as_completed(futures) if future.exception() is None)
+        # In the order in which they come; as_completed mixes those that are there already.
+        finished: queue.SimpleQueue[Future[str]] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(finished.put)
+        done = (future for _ in futures if (future := finished.get()).exception() is None)
         screen = console.Console(stderr=True)
         try:
             for future in progress.track(done, "judging", len(futures), console=screen):
