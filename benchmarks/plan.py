@@ -54,8 +54,8 @@ class Plan:
         adapters: Their values, and the flat copy that ZeRO steps.
         gradients: Of the adapters.
         moments: Of the adapters.
-        step_traffic: For adapters, once for each optimizer step.
-        batch_traffic: For weights, once for each micro-batch.
+        step_traffic: Once for each optimizer step.
+        batch_traffic: Once for each micro-batch.
     """
 
     weights: float
@@ -66,7 +66,9 @@ class Plan:
     batch_traffic: float
 
 
-def plan(engine: str, base: int, adapters: int, n: int, base_bytes: int = 2) -> Plan:
+def plan(
+    engine: str, base: int, adapters: int, n: int, base_bytes: int = 2, embedding: int = 0
+) -> Plan:
     """Plan one step.
 
     Args:
@@ -75,6 +77,8 @@ def plan(engine: str, base: int, adapters: int, n: int, base_bytes: int = 2) -> 
         adapters: Parameters of the adapters, float32, with two moments each (AdamW).
         n: Devices.
         base_bytes: Of one weight: 2 in bfloat16.
+        embedding: Parameters of the input embedding, which ZeRO-3 does not gather once more for
+            the backward pass.
 
     Returns:
         The plan. Rings move (n - 1) / n of a tensor for a gathering or a scattering sum, and twice
@@ -83,17 +87,20 @@ def plan(engine: str, base: int, adapters: int, n: int, base_bytes: int = 2) -> 
     ring, values, weights = (n - 1) / n, 4.0 * adapters, float(base_bytes * base)
     if engine == "ddp":
         return Plan(weights, values, 2 * values, 2 * values, 2 * ring * values, 0.0)
-    if engine in ("zero1", "zero2"):
-        # Gradients are summed to whoever owns them, and what was stepped is gathered.
-        share = values / n
-        grads = values if engine == "zero1" else share
-        return Plan(weights, values + share, grads, 2 * share, 2 * ring * values, 0.0)
+    share, total, gathering = values / n, 2 * ring * values, ring * values
+    if engine == "zero1":
+        return Plan(weights, values + share, values, 2 * share, total + gathering, 0.0)
+    if engine == "zero2":
+        # DeepSpeed gives each owner its part by a sum that all receive, at every micro-batch.
+        return Plan(weights, values + share, share, 2 * share, gathering, total)
     if engine not in ("zero3", "fsdp"):
         raise ValueError(f"engine must be ddp, zero1, zero2, zero3 or fsdp, got {engine!r}.")
-    share = values / n
     copies = 2 if engine == "zero3" else 1  # ZeRO-3 steps a flat copy of its share
     # Forward and backward gather base and adapters; adapters' gradients are summed to owners.
+    # ZeRO-3 saves some where there is room to keep weights from the forward to the backward.
     batch = 2 * ring * (weights + values) + ring * values
+    if engine == "zero3":
+        batch -= ring * base_bytes * embedding
     return Plan(weights / n, copies * share, share, 2 * share, 0.0, batch)
 
 
@@ -104,7 +111,7 @@ def table(model: str, r: int = 64) -> list[str]:
     rows = []
     for engine in ("ddp", "zero2", "zero3", "fsdp"):
         for n in (8, 64, 512):
-            p = plan(engine, base, adapters, n)
+            p = plan(engine, base, adapters, n, embedding=shape["vocabulary"] * shape["hidden"])
             held = [p.weights, p.adapters + p.gradients + p.moments]
             cells = [f"{x / GB:.2f}" for x in (*held, p.step_traffic, p.batch_traffic)]
             rows.append(f"| {model} | {engine} | {n} | " + " | ".join(cells) + " |")

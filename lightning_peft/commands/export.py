@@ -71,16 +71,12 @@ def _module(config: Path) -> Any:
     if not config.is_file():
         raise FileNotFoundError(f"--config: {config} does not exist; give the run's configuration.")
     import yaml
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch import LightningModule
 
     import lightning_peft.modules
     import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
+    from lightning_peft.commands.parser import make_module
 
-    part = yaml.safe_load(config.read_text()).get("model")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
-    return parser.instantiate_classes(parser.parse_object({"model": part})).model
+    return make_module(yaml.safe_load(config.read_text()).get("model"))
 
 
 def _tokenizer(name: str, output: Path) -> None:

@@ -17,6 +17,7 @@ import inspect
 import re
 import traceback
 import types
+import warnings
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
@@ -445,3 +447,26 @@ def _no_good(hint: Any, value: Any, key: str) -> str:
         return f"{key}: {value!r} is none of {', '.join(choices)}{also}"
     names = _scalars(hint) or [getattr(p, "__name__", str(p)) for p in parts]
     return f"{key}: {value!r} is no {' or '.join(names)}."
+
+
+@contextlib.contextmanager
+def older_names() -> Iterator[None]:
+    """Names whose newer ones older releases of jsonargparse, supported too, do not know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*(skip_none|instantiate_classes|JSONARGPARSE_DEPR)")
+        yield
+
+
+def make_module(part: Any) -> Any:
+    """A module, its model not loaded.
+
+    Args:
+        part: What a configuration has under ``model``.
+
+    Raises:
+        ValueError: As a constructor says it.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    with older_names():
+        return parser.instantiate_classes(parser.parse_object({"model": part})).model

@@ -6,20 +6,16 @@ import copy
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_peft.commands.parser import assign, hint_at, own_sentence
+from lightning_peft.commands.parser import assign, hint_at, make_module, older_names, own_sentence
 from lightning_peft.commands.train import KEYS, PeftCLI, make_cli
 from lightning_peft.comparison.budget import final_parameters, find_rank
 from lightning_peft.comparison.schema import Comparison, Settings
@@ -134,14 +130,6 @@ class Parsed(PeftCLI):
         """Run nothing."""
 
 
-@contextmanager
-def _older_names() -> Iterator[None]:
-    """Names whose newer ones older releases of jsonargparse, supported too, do not know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*(skip_none|instantiate_classes)")
-        yield
-
-
 def _is_late(word: str) -> bool:
     """Whether an option is better put into a file.
 
@@ -188,7 +176,7 @@ class Resolver:
             parsed = self._cli.parser.parse_args(words)
         config = parsed["fit"].clone()
         config.pop("config", None)
-        with _older_names():
+        with older_names():
             text = self._cli._parser("fit").dump(config, skip_none=False)
         return yaml.safe_load(text)
 
@@ -201,17 +189,13 @@ class Resolver:
         Raises:
             ValueError: As a constructor says it.
         """
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(LightningModule, "model")
         try:
-            with _older_names():
-                made = parser.instantiate_classes(parser.parse_object({"model": tree["model"]}))
+            return make_module(tree["model"])
         except (ValueError, MisconfigurationException) as error:
             sentence = own_sentence(error, KEYS)
             if sentence is None:
                 raise
             raise ValueError(sentence) from error
-        return made.model
 
 
 def make_plan(
