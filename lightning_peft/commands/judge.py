@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
     try:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:
-        from lightning_peft.commands.parser import diagnose, shorten
+        from lightning_peft.commands.diagnosis import diagnose, shorten
 
         raise ValueError(diagnose(parser, words, Path()) or shorten(str(error))) from error
     found = judge(**options.as_dict())

@@ -21,7 +21,8 @@ import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
 from lightning_peft import engines
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
-from lightning_peft.commands.parser import FriendlyParser, own_sentence
+from lightning_peft.commands.diagnosis import own_sentence
+from lightning_peft.commands.parser import FriendlyParser
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_peft.commands.parser import assign, hint_at, make_module, older_names, own_sentence
+from lightning_peft.commands.diagnosis import hint_at, own_sentence
+from lightning_peft.commands.parser import make_module, older_names
+from lightning_peft.commands.settings import assign
 from lightning_peft.commands.train import KEYS, PeftCLI, make_cli
 from lightning_peft.comparison.budget import final_parameters, find_rank
 from lightning_peft.comparison.schema import Comparison, Settings
