@@ -44,6 +44,7 @@ bench: $(VENV)/ready
 study: $(VENV)/ready
 	$(BIN)/python benchmarks/study_base.py
 	$(BIN)/python benchmarks/study.py
+	$(BIN)/python benchmarks/study_table.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

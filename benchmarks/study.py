@@ -2,7 +2,7 @@
 
     python benchmarks/study_base.py        # the base model, a few minutes, once
     python benchmarks/study.py             # all runs, resumable; two processes of one thread
-    python benchmarks/study.py --table     # the table of what is there
+    python benchmarks/study_table.py       # the table of what is there
 
 Every row of :data:`ROWS` is trained at three learning rates with the first seed; the rate with the
 best validation accuracy is kept, and trained with all ten seeds. Reported is the accuracy on test
@@ -22,7 +22,6 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ from torch.nn import functional as F
 
 from lightning_peft.adapters import trainable_parameters
 from lightning_peft.datamodules import ArithmeticDataModule, Example
-from lightning_peft.reports.statistics import bootstrap_interval, is_noise
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
 RATES = (2.5e-3, 5e-3, 1e-2)
@@ -46,6 +44,7 @@ SHARED: dict[str, Any] = {"target_modules": TARGETS}
 PROBE = STEPS // 10
 REGIMES = {"stream": {"regime": "stream"}, "fixed": {"regime": "fixed", "train_size": 2000}}
 BASE = Path("runs/study/base")
+RESULTS = Path(__file__).parent / "results" / "study"
 
 
 @dataclass(frozen=True)
@@ -293,75 +292,26 @@ def work(part: int, parts: int, folder: Path) -> None:
             file.write(json.dumps({"row": name, "rate": rate, "seed": seed, **result}) + "\n")
 
 
-# The table.
-
-
-def table(done: dict[Key, dict[str, Any]]) -> str:
-    """The markdown table."""
-    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    rates = {name: best_rate(name, done) for name in ROWS}
-    for (name, rate, seed), run in done.items():
-        if rate == rates.get(name):
-            found[name][seed] = run
-    lines = [
-        "| row | rate | seeds | test accuracy (95 % interval) | lowest to highest | loss "
-        "| difference in accuracy (paired) | parameters at the end | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in ROWS.items():
-        runs = [found[name][seed] for seed in SEEDS if seed in found[name]]
-        if not runs:
-            continue
-        scores = [run["test"] for run in runs]
-        low, high = interval(scores)
-        both = [s for s in SEEDS if s in found[name] and s in found[row.baseline]]
-        gaps = [found[name][s]["test"] - found[row.baseline][s]["test"] for s in both]
-        gap = "baseline" if name == row.baseline or not gaps else _gap(gaps, row.baseline)
-        parameters = np.mean([run["parameters"] for run in runs])
-        loss = np.mean([run["test_loss"] for run in runs])
-        seconds = np.median([run["cpu_seconds"] for run in runs if "cpu_seconds" in run] or [0])
-        lines.append(
-            f"| {name} | {rates[name]:g} | {len(runs)} | {np.mean(scores):.3f} "
-            f"({low:.3f} to {high:.3f}) | {min(scores):.3f} to {max(scores):.3f} | {loss:.2f} "
-            f"| {gap} | {parameters:,.0f} | {seconds:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The plain 95 % bootstrap interval of a mean."""
-    return bootstrap_interval(values, expanded=False)
-
-
-def _gap(gaps: list[float], baseline: str) -> str:
-    low, high = interval(gaps)
-    mark = ", inside the noise" if is_noise((low, high), len(gaps)) else ""
-    return f"{np.mean(gaps):+.3f} ({low:+.3f} to {high:+.3f}) to {baseline.split(',')[0]}{mark}"
-
-
 def main() -> None:
-    """Run what is due, or print the table."""
+    """Run what is due."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("benchmarks/results/study"))
+    parser.add_argument("--folder", type=Path, default=RESULTS)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    if not options.table:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        context = multiprocessing.get_context("spawn")
-        n = options.processes
-        arguments = [(i, n, options.folder) for i in range(n)]
-        # Daemons end with this process when it ends by itself, which a signal has to be told.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; start again to go on."))
-        workers = [context.Process(target=work, args=a, daemon=True) for a in arguments]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        if any(worker.exitcode for worker in workers):
-            raise SystemExit("a process failed; what it finished is kept, so start again to go on.")
-    print(table(read(options.folder)))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    n = options.processes
+    arguments = [(i, n, options.folder) for i in range(n)]
+    # Daemons end with this process when it ends by itself, which a signal has to be told.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; start again to go on."))
+    workers = [context.Process(target=work, args=a, daemon=True) for a in arguments]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a process failed; what it finished is kept, so start again to go on.")
 
 
 if __name__ == "__main__":

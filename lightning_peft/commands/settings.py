@@ -1,0 +1,102 @@
+"""What the user gave: a command line's words and its files, as one tree of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SPEC = ("class_path", "init_args", "dict_kwargs")
+
+
+class Wrong(Exception):
+    """What is wrong with a setting, in one sentence."""
+
+
+def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Keys and values of the command line in their order."""
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            raise Wrong(f"{word!r} belongs to no option; options are written --key value.")
+        key, given, value = word.partition("=")
+        if not given:
+            if not words or words[0].startswith("--"):
+                raise Wrong(f"{key} needs a value.")
+            value = words.pop(0)
+        key = "config" if key == "-c" else key.lstrip("-")
+        if not key.endswith(("+", ".help")):
+            yield key, value
+
+
+def read_file(path: str, folder: Path) -> dict[str, Any]:
+    """Read a file of settings."""
+    if not (folder / path).is_file():
+        raise Wrong(f"--config: the file {path} does not exist.")
+    try:
+        content = yaml.safe_load((folder / path).read_text())
+    except UnicodeDecodeError:
+        raise Wrong(f"--config: {path} is no text, so it is no YAML.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise Wrong(f"--config: {path}{line} is not valid YAML: {problem}.") from None
+    if not isinstance(content, dict):
+        raise Wrong(f"--config: {path} holds no keys.")
+    return content
+
+
+def merge(tree: dict[str, Any], new: dict[str, Any]) -> None:
+    """Put a file's settings over those before it, as jsonargparse does."""
+    for key, value in new.items():
+        old = tree.get(key)
+        if "." in str(key):
+            assign(tree, key, value)
+        elif isinstance(old, dict) and isinstance(value, dict):
+            if _changes_class(old, value.get("class_path")):
+                old.pop("init_args", None)
+            merge(old, value)
+        else:
+            tree[key] = value
+
+
+def assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting, written without ``init_args``, to its place.
+
+    Args:
+        tree: Settings as a file holds them.
+        key: Dotted.
+        value: Its new value.
+    """
+    *path, last = key.split(".")
+    node = tree
+    for name in path:
+        child = _inner(node, name).get(name)
+        if not isinstance(child, dict):
+            child = {"class_path": child} if isinstance(child, str) else {}
+        _inner(node, name)[name] = child
+        node = child
+    place = _inner(node, last)
+    old = place.get(last)
+    if isinstance(value, str) and isinstance(old, dict) and "class_path" in old:
+        if _changes_class(old, value):
+            place[last] = value
+    else:
+        place[last] = value
+
+
+def _inner(node: dict[str, Any], name: str) -> dict[str, Any]:
+    if "class_path" not in node or name in SPEC:
+        return node
+    if not isinstance(node.get("init_args"), dict):
+        node["init_args"] = {}
+    return node["init_args"]
+
+
+def _changes_class(old: dict[str, Any], name: Any) -> bool:
+    before = old.get("class_path")
+    return bool(name) and bool(before) and str(name).split(".")[-1] != str(before).split(".")[-1]
