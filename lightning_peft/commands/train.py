@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from lightning_peft.runs import (
     RunLogger,
     belongs_to_run,
     find_last,
+    find_restart,
     folder_of,
     interrupted_test,
     next_folder,
@@ -92,16 +92,14 @@ class PeftCLI(LightningCLI):
         self.ckpt_path: Path | None = None
         if config.get("ckpt_path") == "last":
             self.ckpt_path = find_last(root)
-        elif int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and self.subcommand == "fit":
-            # torchrun starts the same command again: what was there at its first start is not new.
-            with contextlib.suppress(FileNotFoundError):
-                self.ckpt_path = find_last(root)
         elif config.get("ckpt_path"):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
                 raise FileNotFoundError(f"ckpt_path: {self.ckpt_path} does not exist.")
             # Says that it is damaged before a large model is loaded.
             read_checkpoint(self.ckpt_path)
+        if self.subcommand == "fit":
+            self.ckpt_path = find_restart(root, self.ckpt_path)
         own = self.ckpt_path is not None and (
             self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
         )
