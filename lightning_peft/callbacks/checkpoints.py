@@ -162,6 +162,8 @@ class Checkpoints(ModelCheckpoint):
             distributed.leave()
         elif getattr(launcher, "procs", ()):
             launcher.kill(signal.SIGKILL)
+            # Lightning's observer of them kills this process too, before it can say why it ends.
+            launcher.procs.clear()
         self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
