@@ -25,15 +25,16 @@ def watch_first(patience: float = 30) -> None:
         patience: Seconds in which a process may end by itself, by an error that says more or
             because the job has come to its end.
     """
-    first, parent = os.environ.get(_FIRST), os.getppid()
-    if "LOCAL_RANK" in os.environ and first == str(parent):
-        threading.Thread(target=_outlive, args=(parent, patience), daemon=True).start()
+    started_by_first = {"LOCAL_RANK", _FIRST} <= os.environ.keys()
+    if started_by_first and "TORCHELASTIC_RUN_ID" not in os.environ:
+        first = int(os.environ[_FIRST])  # may have gone already
+        threading.Thread(target=_outlive, args=(first, patience), daemon=True).start()
     else:
         os.environ[_FIRST] = str(os.getpid())  # those that this one starts find it there
 
 
-def _outlive(parent: int, patience: float) -> None:
-    while os.getppid() == parent:
+def _outlive(first: int, patience: float) -> None:
+    while os.getppid() == first:
         time.sleep(1)
     time.sleep(patience)
     print(f"error: {LOST}", file=sys.stderr, flush=True)
