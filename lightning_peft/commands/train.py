@@ -21,7 +21,7 @@ import lightning_peft.strategies  # noqa: F401 - so that short class names resol
 from lightning_peft import engines
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
 from lightning_peft.commands.parser import FriendlyParser, own_sentence
-from lightning_peft.processes import watch_first
+from lightning_peft.processes import forget_earlier_starts, watch_first
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
@@ -260,5 +260,6 @@ def main(words: list[str]) -> None:
     Args:
         words: The command and its options.
     """
-    watch_first()
-    make_cli(words)
+    forget_earlier_starts()
+    with watch_first():
+        make_cli(words)
