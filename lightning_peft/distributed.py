@@ -111,7 +111,7 @@ def largest(number: int) -> int:
     return int(sent)
 
 
-def leave(seconds: float = 60) -> None:
+def leave(seconds: float = 600) -> None:
     """Wait until every process has come here, after the last that they do together.
 
     A process that ended at once might take away what another is still reading. They meet in the

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import lightning_peft.datamodules
 import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
-from lightning_peft import engines
+from lightning_peft import distributed, engines
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
 from lightning_peft.commands.parser import FriendlyParser, own_sentence
 from lightning_peft.processes import forget_earlier_starts, watch_first
@@ -263,3 +263,4 @@ def main(words: list[str]) -> None:
     forget_earlier_starts()
     with watch_first():
         make_cli(words)
+        distributed.leave()  # one that is behind still has to be sent the last of it

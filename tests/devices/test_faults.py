@@ -198,8 +198,8 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_lost(
     assert_same_end(name, whole(name), tmp_path)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_twenty_kills_change_nothing(
     name: str, tmp_path: Path, whole: Callable[[str], Path]
