@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -108,6 +109,26 @@ def largest(number: int) -> int:
     sent = torch.tensor(number, device=_device())
     distributed.all_reduce(sent, distributed.ReduceOp.MAX)
     return int(sent)
+
+
+def leave(seconds: float = 600) -> None:
+    """Wait until every process has come here, after the last that they do together.
+
+    A process that ended at once might take away what another is still reading. They meet in the
+    group's store, and the first, which may keep it, stays until the others have gone on.
+
+    Args:
+        seconds: After which it is taken that another has died.
+    """
+    if world_size() == 1:
+        return
+    with suppress(RuntimeError):  # the store has gone, or another process
+        store = distributed.distributed_c10d._get_default_store()
+        for meeting in ("come", "gone"):
+            if store.add(f"lightning_peft/{meeting}", 1) == world_size():
+                store.set(f"lightning_peft/all {meeting}", "")
+            if meeting == "come" or rank() == 0:
+                store.wait([f"lightning_peft/all {meeting}"], timedelta(seconds=seconds))
 
 
 def shared_out(batches: Iterable[Any]) -> Iterator[Any]:

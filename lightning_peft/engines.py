@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, own_parameters
 from lightning_peft.adapters.dense import is_quantized
+from lightning_peft.processes import LOST
 from lightning_peft.strategies.base import AdapterStrategy
 
 # What an engine gives a strategy; see AdapterStrategy.needs.
@@ -336,8 +337,5 @@ def explain(error: BaseException) -> str | None:
         )
     lost = ("Connection closed by peer", "Connection reset by peer", "remote process has failed")
     if any(sign in text for sign in lost):
-        return (
-            "another process of this job has ended, so this one ends too; its own output says why. "
-            "Go on from the last checkpoint with --ckpt_path last."
-        )
+        return LOST
     return None

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,15 @@ def interrupted_test(root: str | Path) -> Path | None:
 
     A test of a checkpoint uses the folder of the checkpoint's run and is found there anyway.
     """
-    newest = next_folder(root)
-    folder = newest.with_name(f"version_{int(newest.name.removeprefix('version_')) - 1}")
+    folder = _newest_folder(root)
     parts = [p for p in folder.glob("predictions/*.part*") if not p.name.startswith(".")]
     own = not (folder / "config.yaml").exists() and not (folder / "checkpoints").exists()
     return folder if parts and own and not any(map(is_held, parts)) else None
+
+
+def _newest_folder(root: str | Path) -> Path:
+    """The newest run's folder, which is not there if there is no run."""
+    return Path(root).absolute() / f"version_{max(_versions(root), default=-1)}"
 
 
 def _versions(root: str | Path) -> list[int]:
@@ -139,6 +144,36 @@ def find_last(root: str | Path) -> Path:
                 continue
             return path
     raise FileNotFoundError(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
+
+
+def find_restart(root: str | Path, given: Path | None) -> Path | None:
+    """Where a job goes on that torchrun has started again, with the same command.
+
+    Args:
+        root: The trainer's ``default_root_dir``.
+        given: The checkpoint that the command names.
+
+    Returns:
+        The newest checkpoint that the job's earlier starts have written; ``given`` where there is
+        none, or nothing was started again. A run that was there before the job is not taken up.
+    """
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return given
+    folder = _newest_folder(root) if given is None else folder_of(given)
+    config = folder / "config.yaml"  # written when training starts
+    if not config.is_file() or config.stat().st_mtime < _job_began():
+        return given
+    try:
+        return find_last(folder)
+    except FileNotFoundError:
+        return given
+
+
+def _job_began() -> float:
+    """When torchrun first started the processes: it then made a folder for their errors."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+    first = Path(error_file).parent.parent.with_name("attempt_0")
+    return first.stat().st_mtime if error_file and first.is_dir() else 0.0
 
 
 def step_of(path: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,19 @@ class Checkpoints(ModelCheckpoint):
         )
         self.exact_resume = exact_resume
         self._after_validation = False
-        self._signal = 0
+        self._received = 0  # the signal that this process has got, at any moment
+        self._agreed = 0  # the one that all of them act on, after the same step
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning's handler of SIGTERM away.
+
+        It broadcasts from within, in the middle of whatever the processes send each other then.
+        Before training there is nothing to save, so that the signal just ends the process, and the
+        others with it.
+        """
+        super().setup(trainer, pl_module, stage)
+        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -85,10 +95,12 @@ class Checkpoints(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._handlers.setdefault(number, signal.signal(number, self._preempt))
+                self._handlers.setdefault(number, signal.signal(number, self._remember))
 
-    def _preempt(self, number: int, frame: Any) -> None:
-        self._signal = number  # acted on after the step in work, by all processes together
+    def _remember(self, number: int, frame: Any) -> None:
+        # Only remembered. It may come while the processes save together: a process that acted on it
+        # alone would leave the others in the middle of the next step.
+        self._received = number
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Remember how many steps were made before this batch."""
@@ -104,8 +116,8 @@ class Checkpoints(ModelCheckpoint):
         if step == self._steps_before:
             return
         # Whichever process was told to end, all of them save and end, after the same step.
-        self._signal = distributed.largest(self._signal)
-        if step % self._every_n_train_steps and not self._signal:
+        self._agreed = distributed.largest(self._received)
+        if step % self._every_n_train_steps and not self._agreed:
             return
         # A run that goes on from before a validation does not make up for it, and would lack its
         # row in metrics.csv: where one follows, the checkpoint comes after it.
@@ -113,36 +125,56 @@ class Checkpoints(ModelCheckpoint):
         self._after_validation = fit.epoch_loop._should_check_val_fx(fit._data_fetcher)  # type: ignore[arg-type]
         if not self._after_validation:
             self._save(trainer)
+            self._end_if_agreed(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was put off until here."""
         if self._after_validation:
             self._after_validation = False
             self._save(trainer)
+            self._end_if_agreed(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the end of training, whatever step it falls on."""
+        """Keep the end of training, whatever step it falls on.
+
+        A signal that came after the last step changes nothing: the run is about to end.
+        """
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        if self._signal:
-            if not trainer.is_global_zero:
-                time.sleep(1)  # the first may still be reading what this one has sent
-            raise Preempted(self._signal, trainer.global_step, trainer.is_global_zero)
+
+    def _end_if_agreed(self, trainer: Trainer) -> None:
+        if self._agreed:
+            raise Preempted(self._agreed, trainer.global_step, trainer.is_global_zero)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End the processes that this one has started: they would wait for it for ever."""
+        """End together if that was agreed, else end the processes that this one has started.
+
+        Those would wait for it for ever.
+        """
         super().on_exception(trainer, pl_module, exception)
         launcher: Any = trainer.strategy.launcher
-        if getattr(launcher, "procs", ()) and not isinstance(exception, Preempted):
+        if isinstance(exception, Preempted):
+            distributed.leave()
+        elif getattr(launcher, "procs", ()):
             launcher.kill(signal.SIGKILL)
+            # Lightning's observer of them kills this process too, before it can say why it ends.
+            launcher.procs.clear()
+        self._give_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+
+def _nothing() -> None:
+    """What takes the place of Lightning's registration."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -19,15 +18,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import lightning_peft.datamodules
 import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
-from lightning_peft import engines
+from lightning_peft import distributed, engines
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
 from lightning_peft.commands.diagnosis import own_sentence
 from lightning_peft.commands.parser import FriendlyParser
+from lightning_peft.processes import forget_earlier_starts, watch_first
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
     belongs_to_run,
     find_last,
+    find_restart,
     folder_of,
     interrupted_test,
     next_folder,
@@ -93,16 +94,14 @@ class PeftCLI(LightningCLI):
         self.ckpt_path: Path | None = None
         if config.get("ckpt_path") == "last":
             self.ckpt_path = find_last(root)
-        elif int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and self.subcommand == "fit":
-            # torchrun starts the same command again: what was there at its first start is not new.
-            with contextlib.suppress(FileNotFoundError):
-                self.ckpt_path = find_last(root)
         elif config.get("ckpt_path"):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
                 raise FileNotFoundError(f"ckpt_path: {self.ckpt_path} does not exist.")
             # Says that it is damaged before a large model is loaded.
             read_checkpoint(self.ckpt_path)
+        if self.subcommand == "fit":
+            self.ckpt_path = find_restart(root, self.ckpt_path)
         own = self.ckpt_path is not None and (
             self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
         )
@@ -262,4 +261,7 @@ def main(words: list[str]) -> None:
     Args:
         words: The command and its options.
     """
-    make_cli(words)
+    forget_earlier_starts()
+    with watch_first():
+        make_cli(words)
+        distributed.leave()  # one that is behind still has to be sent the last of it

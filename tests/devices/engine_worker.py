@@ -212,13 +212,24 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(task: Task, name: str, folder: Path, world: int = 2) -> list[Any]:
-    """Run a task in as many processes, and return what each gave."""
+def start(task: Task, name: str, folder: Path, world: int = 2) -> Any:
+    """Begin a task in as many processes; torch's context of them.
+
+    It does not look after them: those that wait for one that has gone are the test's to find.
+    """
     import torch.multiprocessing as mp
 
     context = mp.get_context("forkserver")
-    # Imports take longer than a test: one process makes them, and the others are its forks.
-    context.set_forkserver_preload(["engine_worker"])
+    context.set_forkserver_preload(["engine_preload"])
     arguments = (world, free_port(), task, name, str(folder))
-    mp.start_processes(process, arguments, nprocs=world, start_method="forkserver")
+    return mp.start_processes(
+        process, arguments, nprocs=world, join=False, start_method="forkserver"
+    )
+
+
+def launch(task: Task, name: str, folder: Path, world: int = 2) -> list[Any]:
+    """Run a task in as many processes, and return what each gave."""
+    running = start(task, name, folder, world)
+    while not running.join():
+        pass
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(world)]
