@@ -34,6 +34,8 @@ from lightning_peft.strategies.base import AdapterStrategy
 
 # What an engine gives a strategy; see AdapterStrategy.needs.
 WHOLE_WEIGHTS, WHOLE_STEPS = "whole weights", "whole steps"
+# Which every engine gives, if need be by loading the base whole before it is cut.
+WEIGHTS_AT_ATTACH = "weights at attach"
 ENGINES = {
     "one device": {WHOLE_WEIGHTS, WHOLE_STEPS},
     "DDP": {WHOLE_WEIGHTS, WHOLE_STEPS},
@@ -245,10 +247,9 @@ class FSDP(_OneFile, ModelParallelStrategy):
         own |= {p for p in model.parameters() if p.requires_grad}
         base = set(model.parameters()) - own
         fully_shard(model, ignored_params=base, **options)
-        for block in _blocks(model):
-            taken = {p for p in block.parameters() if p not in base} | whole
-            if any(p in base - whole for p in block.parameters()):
-                fully_shard(block, ignored_params=taken, **options)
+        for group in _groups(model, base - whole):
+            taken = {p for block in group for p in block.parameters() if p not in base} | whole
+            fully_shard(group, ignored_params=taken, **options)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -267,6 +268,18 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def _groups(model: nn.Module, parameters: set[nn.Parameter]) -> list[list[nn.Module]]:
+    """What is cut together of some parameters: single blocks, but those that share one."""
+    groups: list[list[nn.Module]] = []
+    for block in _blocks(model):
+        own = parameters & set(block.parameters())
+        sharing = [g for g in groups if any(own & set(other.parameters()) for other in g)]
+        if own:
+            groups = [g for g in groups if g not in sharing]
+            groups.append([*(b for g in sharing for b in g), block])
+    return groups
+
+
 def cut(engine: Any, model: nn.Module) -> None:
     """Have an engine that cuts models itself do so."""
     if isinstance(engine, FSDP):
@@ -276,6 +289,11 @@ def cut(engine: Any, model: nn.Module) -> None:
 def cuts_before_probe(engine: Any) -> bool:
     """Whether weights are to be held in shares from the start, so that nothing can be probed."""
     return isinstance(engine, DeepSpeed) and engine.stage == 3
+
+
+def fills_shares(engine: Any) -> bool:
+    """Whether a model without values can be cut, for each process to read its own share."""
+    return isinstance(engine, FSDP)
 
 
 def restores_late(engine: Any) -> bool:
@@ -309,9 +327,10 @@ def check(engine: Any, adapter: AdapterStrategy) -> None:
     if not isinstance(engine, (DDPStrategy, FSDP)) and isinstance(engine, ParallelStrategy):
         raise ValueError(_instead(engine, "ddp", "ddp.yaml"))
     present = name_of(engine)
-    missing = adapter.needs - ENGINES[present]
+    needs = adapter.needs - {WEIGHTS_AT_ATTACH}
+    missing = needs - ENGINES[present]
     if missing:
-        able = [name for name, gives in ENGINES.items() if adapter.needs <= gives]
+        able = [name for name, gives in ENGINES.items() if needs <= gives]
         raise ValueError(
             f"{type(adapter).__name__} needs {' and '.join(sorted(missing))}, which {present} "
             f"holds in shares; {', '.join(able[:-1])} and {able[-1]} can run it."
