@@ -142,6 +142,7 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             **more,
         )
         self.stage = stage
+        self._cut: Any = None
 
     @property
     def root_device(self) -> torch.device:
@@ -178,8 +179,21 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Build the model whole; weights are cut when the engine begins."""
+        """Build the model as it is; weights are cut one by one, or when the engine begins."""
         yield
+
+    def cut_parameter(self, parameter: nn.Parameter) -> None:
+        """Cut one parameter now, as stage 3 else does with all of them when the engine begins."""
+        import deepspeed
+
+        if self._cut is None:
+            self._init_config_if_needed()
+            deepspeed.zero.Init(
+                module=nn.ParameterList([parameter]), config_dict_or_path=self.config
+            )
+            self._cut = parameter
+        else:
+            self._cut.convert_to_zero_parameters(param_list=[parameter])
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -286,6 +300,12 @@ def cut(engine: Any, model: nn.Module) -> None:
         engine.cut(model)
 
 
+def cut_parameter(engine: Any, parameter: nn.Parameter) -> None:
+    """Have an engine that cuts single parameters do so."""
+    if isinstance(engine, DeepSpeed) and engine.stage == 3:
+        engine.cut_parameter(parameter)
+
+
 def cuts_before_probe(engine: Any) -> bool:
     """Whether weights are to be held in shares from the start, so that nothing can be probed."""
     return isinstance(engine, DeepSpeed) and engine.stage == 3
@@ -293,7 +313,7 @@ def cuts_before_probe(engine: Any) -> bool:
 
 def fills_shares(engine: Any) -> bool:
     """Whether a model without values can be cut, for each process to read its own share."""
-    return isinstance(engine, FSDP)
+    return isinstance(engine, FSDP) or cuts_before_probe(engine)
 
 
 def restores_late(engine: Any) -> bool:

@@ -142,10 +142,13 @@ class AdaptedModule(LightningModule):
         if fitting and self.peft_path is not None:
             raise ValueError("model.peft_path is for validate, test and predict, not for fit.")
         fresh = self.model is None
+        # A resumed run takes the structure from its checkpoint.
+        prepares = fitting and not self._prepared and self.trainer.ckpt_path is None
+        if prepares:
+            self._refuse_probe()
         if fresh:
             self._build()
-        # A resumed run takes the structure from its checkpoint.
-        if fitting and not self._prepared and self.trainer.ckpt_path is None:
+        if prepares:
             self._prepare_strategy()
         self._prepared = self._prepared or fitting
         if fresh and self._trainer is not None:
@@ -156,7 +159,7 @@ class AdaptedModule(LightningModule):
                 self.adapter.restructure(self.model, saved["adapter"]["state"])
             stored = stored_parameters(self.model)
             engines.cut(engine, self.model)
-            fill(self.model, stored, engine.root_device)
+            fill(self.model, stored, engine.root_device, lambda p: engines.cut_parameter(engine, p))
         # DDP would replace each process' masks by the first one's.
         names = [f"model.{name}" for name in gate_buffers(self.model)]
         self._ddp_params_and_buffers_to_ignore = names
@@ -221,8 +224,8 @@ class AdaptedModule(LightningModule):
             self._attach(model)
         self.model = model
 
-    def _prepare_strategy(self) -> None:
-        """Let the strategy look at data, on the device where the run will be."""
+    def _refuse_probe(self) -> None:
+        """Refuse a strategy that looks at data, before the base is loaded in shares for good."""
         if engines.cuts_before_probe(self.trainer.strategy) and self._looks_at_data:
             raise ValueError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
@@ -230,6 +233,9 @@ class AdaptedModule(LightningModule):
                 "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
                 "on one device, with DDP or ZeRO-2 and --trainer.max_steps 1."
             )
+
+    def _prepare_strategy(self) -> None:
+        """Let the strategy look at data, on the device where the run will be."""
         if not stored_parameters(self.model):
             self.to(self.trainer.strategy.root_device)
         before = trainable_parameters(self.model, include_saved=True)

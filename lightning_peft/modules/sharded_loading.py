@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,28 +195,31 @@ def _make_buffers(model: Any, device: torch.device | str) -> None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, stored: Mapping[str, Stored], device: torch.device) -> None:
+def fill(
+    model: nn.Module,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    cut: Callable[[nn.Parameter], None],
+) -> None:
     """Give what is still without values its own, once the engine has cut it.
 
     Args:
         model: The cut model.
         stored: What :func:`stored_parameters` gave before, by the same names.
         device: Where shares are made.
+        cut: Is given each parameter that nobody has cut, whole, before the next one is read.
     """
-    by_module: dict[str, list[str]] = {}
-    for name in stored:
-        owner, _, leaf = name.rpartition(".")
-        by_module.setdefault(owner, []).append(leaf)
-    for owner, leaves in by_module.items():
-        module = model.get_submodule(owner)
-        module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t, False)
-        for leaf in leaves:
-            parameter = module.get_parameter(leaf)
-            source = stored[f"{owner}.{leaf}" if owner else leaf]
-            if isinstance(parameter, DTensor):
-                share = parameter.to_local()
-                start = -(-len(parameter) // distributed.world_size()) * distributed.rank()
-                start = min(start, len(parameter))
-                share.copy_(source.rows(start, start + len(share)))
-            else:
-                parameter.copy_(source.whole())
+    for name, source in stored.items():
+        parameter = model.get_parameter(name)
+        if not parameter.is_meta:
+            continue  # a tied one, by its other name
+        fresh = nn.Parameter(torch.empty_like(parameter, device=device), parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, fresh)  # the object stays what others refer to
+        if isinstance(parameter, DTensor):
+            share = parameter.to_local()
+            start = -(-len(parameter) // distributed.world_size()) * distributed.rank()
+            start = min(start, len(parameter))
+            share.copy_(source.rows(start, start + len(share)))
+        else:
+            parameter.copy_(source.whole())
+            cut(parameter)

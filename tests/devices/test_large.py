@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from lightning_peft.strategies import DropLoRA, LoRA, PiSSA, PrunedLoRA
 from lightning_peft.testing import random_batch, tiny_llama
 
 Results = dict[str, Any]
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
+)
+CUT = ["fsdp", pytest.param("zero3", marks=needs_deepspeed)]
 
 
 # The base is read by shares.
@@ -63,10 +68,13 @@ def save_bases(folder: Path) -> None:
 
 def read_by_shares(name: str, rank: int, folder: Path) -> Results:
     loads: list[str] = []
-    load, causal_lm.load_causal_lm = causal_lm.load_causal_lm, lambda *args, **more: (
-        loads.append("whole"),
-        load(*args, **more),
-    )[1]
+    load, causal_lm.load_causal_lm = (
+        causal_lm.load_causal_lm,
+        lambda *args, **more: (
+            loads.append("whole"),
+            load(*args, **more),
+        )[1],
+    )
     done: Results = {}
     for base in BASES:
         for kind in (Whole, CausalLMModule):
@@ -101,7 +109,7 @@ def assert_equal(one: Results, other: Results) -> None:
         assert torch.equal(value, other["state"][name]), name
 
 
-@pytest.mark.parametrize("name", ["fsdp"])
+@pytest.mark.parametrize("name", CUT)
 def test_a_base_read_by_shares_is_the_base_loaded_whole(name: str, tmp_path: Path) -> None:
     save_bases(tmp_path)
     for done in engine_worker.launch(read_by_shares, name, tmp_path):
@@ -153,7 +161,7 @@ class Own(Callback):
         self.held = sum(p.numel() * p.element_size() for p in pieces)
 
 
-@pytest.mark.parametrize("name", ["fsdp"])
+@pytest.mark.parametrize("name", CUT)
 def test_no_process_ever_holds_more_than_its_share_and_one_tensor(
     name: str, tmp_path: Path
 ) -> None:
