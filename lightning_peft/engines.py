@@ -173,6 +173,10 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
 
     def setup(self, trainer: Any) -> None:
         """Begin, and let parameters know where their flat copies are."""
+        plugin: Any = self.precision_plugin
+        if plugin.precision == "32-true":
+            # Lightning would make a half-precision base float32, as its adapters are.
+            plugin.convert_module = lambda module: module
         super().setup(trainer)
         for optimizer in self.optimizers:
             distributed.mark_flat(optimizer)

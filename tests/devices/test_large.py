@@ -1,8 +1,9 @@
-"""Bases that are large for one device: read by shares, in few bits, in half precision, offloaded."""
+"""Bases that are large for a device: read by shares, in few bits, in half precision, offloaded."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,7 @@ import torch
 from engine_worker import fit
 from lightning.pytorch import Callback
 
-from lightning_peft import distributed
 from lightning_peft.modules import CausalLMModule, causal_lm
-from lightning_peft.modules.sharded_loading import stored_parameters
 from lightning_peft.strategies import DropLoRA, LoRA, PiSSA, PrunedLoRA
 from lightning_peft.testing import random_batch, tiny_llama
 
@@ -24,6 +23,32 @@ needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
 CUT = ["fsdp", pytest.param("zero3", marks=needs_deepspeed)]
+SAVED_AFTER = 3
+
+
+def of(folder: Path, kind: Any = CausalLMModule, **arguments: Any) -> Callable[..., Any]:
+    """Makes a module over a base in a folder, in the place of the embedded one."""
+    return lambda _, **given: kind(str(folder), **given, **arguments)
+
+
+def pruned() -> PrunedLoRA:
+    """Three removals, at steps 1, 2 and 3."""
+    return PrunedLoRA(r=8, target_r=2, start_step=1, prune_every=1, prune_count=2)
+
+
+def assert_equal(one: Results, other: Results) -> None:
+    assert one["losses"] == other["losses"]
+    for name, value in one["state"].items():
+        assert torch.equal(value, other["state"][name]), name
+
+
+def assert_close(one: Results, other: Results, tolerance: float) -> None:
+    assert one["losses"] == pytest.approx(other["losses"], rel=tolerance)
+    assert one["deltas"].keys() == other["deltas"].keys()
+    for name, value in one["deltas"].items():
+        assert (value - other["deltas"][name]).norm() < 10 * tolerance * value.norm(), name
+    assert one["decisions"] == other["decisions"]
+    assert one["ranks"] == other["ranks"]
 
 
 # The base is read by shares.
@@ -40,23 +65,19 @@ class Logits(Callback):
     """What the model says before training."""
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
+        batch = random_batch(7)
         with torch.no_grad():
             module.eval()
-            self.found = module.model(**inputs(random_batch(7))).logits.clone()
+            output = module.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+            self.found = output.logits.clone()
             module.train()
 
 
-def inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: batch[name] for name in ("input_ids", "attention_mask")}
-
-
-def of(folder: Path, kind: Any = CausalLMModule, **arguments: Any) -> Callable[..., Any]:
-    """Makes a module over a base in a folder, in the place of the embedded one."""
-    return lambda _, **given: kind(str(folder), **given, **arguments)
-
-
-BASES = {"tied": {}, "in parts": {"max_shard_size": "20KB"}, "converted": {}}
-ARGUMENTS = {"tied": {}, "in parts": {}, "converted": {"dtype": "bfloat16"}}
+BASES: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "in parts": {"max_shard_size": "20KB"},
+    "converted": {},
+}
 
 
 def save_bases(folder: Path) -> None:
@@ -68,45 +89,37 @@ def save_bases(folder: Path) -> None:
 
 def read_by_shares(name: str, rank: int, folder: Path) -> Results:
     loads: list[str] = []
-    load, causal_lm.load_causal_lm = (
-        causal_lm.load_causal_lm,
-        lambda *args, **more: (
-            loads.append("whole"),
-            load(*args, **more),
-        )[1],
-    )
+    load = causal_lm.load_causal_lm
+    causal_lm.load_causal_lm = lambda *args, **more: loads.append("whole") or load(*args, **more)
     done: Results = {}
     for base in BASES:
         for kind in (Whole, CausalLMModule):
-            key = f"{base}, {kind.__name__}"
-            say = Logits()
-            saved = folder / f"{name}-{key}.ckpt"
+            key, say = f"{base}, {kind.__name__}", Logits()
+            arguments = {"dtype": "bfloat16"} if base == "converted" else {}
             done[key] = fit(
                 name,
                 DropLoRA(r=4, p=0.5) if base == "tied" else LoRA(r=4),
                 folder,
                 callbacks=[say],
-                make=of(folder / base, kind, **ARGUMENTS[base]),
+                make=of(folder / base, kind, **arguments),
                 max_steps=3,
                 save_at=2,
-                path=saved,
+                path=folder / f"{name}-{key}.ckpt",
             )
             done[key] |= {"logits": say.found, "loads": loads[:]}
             loads.clear()
-    resumed = folder / f"{name}-tied, Whole.ckpt"
     done["resumed"] = fit(
-        name, DropLoRA(r=4, p=0.5), folder, make=of(folder / "tied"), resume=resumed, max_steps=3
+        name,
+        DropLoRA(r=4, p=0.5),
+        folder,
+        make=of(folder / "tied"),
+        resume=folder / f"{name}-tied, Whole.ckpt",
+        max_steps=3,
     )
     done["resumed"]["loads"] = loads[:]
     fit(name, PiSSA(r=4), folder, make=of(folder / "tied"), max_steps=1)
     done["PiSSA"] = {"loads": loads[:]}
     return done
-
-
-def assert_equal(one: Results, other: Results) -> None:
-    assert one["losses"] == other["losses"]
-    for name, value in one["state"].items():
-        assert torch.equal(value, other["state"][name]), name
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -140,6 +153,18 @@ class Measured(CausalLMModule):
                 self.peak = max(self.peak, held)
 
 
+class Base(Callback):
+    """Bytes of the base on this process, and its dtypes."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        frozen = [p for p in module.parameters() if not p.requires_grad]
+        pieces = [p.to_local() if hasattr(p, "to_local") else p for p in frozen]
+        pieces = [getattr(p, "ds_tensor", p) for p in pieces]
+        self.bytes = sum(p.numel() * p.element_size() for p in pieces)
+        self.dtypes = {p.dtype for p in pieces}
+        self.trained = {p.dtype for p in module.parameters() if p.requires_grad}
+
+
 def held_bytes(name: str, rank: int, folder: Path) -> Results:
     made: list[Any] = []
 
@@ -147,26 +172,17 @@ def held_bytes(name: str, rank: int, folder: Path) -> Results:
         made.append(Measured(str(folder / "large"), **given))
         return made[-1]
 
-    watch = Own()
-    fit(name, LoRA(r=2), folder, make=make, max_steps=1, callbacks=[watch])
-    return {"peak": made[0].peak, "held": watch.held}
-
-
-class Own(Callback):
-    """Bytes of the base on this process."""
-
-    def on_train_start(self, trainer: Any, module: Any) -> None:
-        shares = [p for p in module.parameters() if not p.requires_grad]
-        pieces = [p.to_local() if hasattr(p, "to_local") else p for p in shares]
-        self.held = sum(p.numel() * p.element_size() for p in pieces)
+    base = Base()
+    fit(name, LoRA(r=2), folder, make=make, max_steps=1, callbacks=[base])
+    return {"peak": made[0].peak, "held": base.bytes}
 
 
 @pytest.mark.parametrize("name", CUT)
+@pytest.mark.slow
 def test_no_process_ever_holds_more_than_its_share_and_one_tensor(
     name: str, tmp_path: Path
 ) -> None:
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3}
-    model = tiny_llama(**shape)
+    model = tiny_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=3)
     model.save_pretrained(tmp_path / "large")
     base = sum(p.numel() * 4 for p in model.parameters())
     largest = max(p.numel() * 4 for p in model.parameters())
@@ -175,3 +191,120 @@ def test_no_process_ever_holds_more_than_its_share_and_one_tensor(
     for found in engine_worker.launch(held_bytes, name, tmp_path):
         assert found["held"] == pytest.approx(base / 2, rel=0.01)
         assert found["peak"] < base / 2 + largest + 4e6  # adapters
+
+
+# Few bits, half precision, recomputation, offload: the same training as on one device.
+
+
+def few_bits(name: str, folder: Path) -> Results:
+    make = of(folder / "base", quantization="nf4")
+    path = folder / f"{name}-nf4.ckpt"
+    resume = {} if name == "single" else {"resumed": path, "moved": folder / "single-nf4.ckpt"}
+    done = {
+        "nf4, LoRA": fit(name, LoRA(r=4), folder, make=make, max_steps=6),
+        "nf4, pruned": fit(
+            name, pruned(), folder, make=make, max_steps=6, save_at=SAVED_AFTER, path=path
+        ),
+    }
+    for key, saved in resume.items():
+        done[f"nf4, pruned, {key}"] = fit(
+            name, pruned(), folder, make=make, max_steps=6, resume=saved
+        )
+    return done
+
+
+def half_precision(name: str, folder: Path) -> Results:
+    base = Base()
+    make = of(folder / "base", dtype="bfloat16")
+    done = {"bf16": fit(name, LoRA(r=4), folder, "SGD", make=make, max_steps=6, callbacks=[base])}
+    done["bf16"] |= {"dtypes": base.dtypes, "trained": base.trained}
+    for recompute in (False, True):
+        make = of(folder / "base", gradient_checkpointing=recompute)
+        for mask in ("token", "sample", "batch", "step"):
+            adapter = DropLoRA(r=4, p=0.5, mask=mask, lora_dropout=0.1)
+            key = f"{mask}, {'recomputed' if recompute else 'kept'}"
+            done[key] = fit(name, adapter, folder, make=make, max_steps=3)
+    return done
+
+
+def offloaded(name: str, folder: Path) -> Results:
+    from lightning_peft.engines import DeepSpeed
+
+    stage = int(name[-1])
+
+    def engine() -> DeepSpeed:
+        return DeepSpeed(
+            stage=stage,
+            offload_optimizer=True,
+            offload_parameters=stage == 3,
+            logging_level=logging.ERROR,
+        )
+
+    path = folder / f"{name}-offload.ckpt"
+    make = of(folder / "base")
+    return {
+        "offload": fit(
+            name,
+            pruned(),
+            folder,
+            strategy=engine(),
+            make=make,
+            max_steps=6,
+            save_at=SAVED_AFTER,
+            path=path,
+        ),
+        "offload, resumed": fit(
+            name, pruned(), folder, strategy=engine(), make=make, max_steps=6, resume=path
+        ),
+    }
+
+
+def train(name: str, rank: int, folder: Path) -> Results:
+    done: Results = {}
+    if name in ("single", "ddp", "fsdp") and importlib.util.find_spec("bitsandbytes"):
+        done |= few_bits(name, folder)
+    if name != "ddp":
+        done |= half_precision(name, folder)
+    if name == "single":
+        done["offload"] = fit(name, pruned(), folder, make=of(folder / "base"), max_steps=6)
+    if name.startswith("zero"):
+        done |= offloaded(name, folder)
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> Results:
+    return engine_worker.launch(train, "single", folder, world=1)[0]
+
+
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=needs_deepspeed), *CUT])
+def test_large_bases_train_as_on_one_device(name: str, folder: Path, single: Results) -> None:
+    one, other = engine_worker.launch(train, name, folder)
+    for key in one:
+        assert one[key]["decisions"] == other[key]["decisions"]
+        if "step" not in key:  # masks that each process has of its own
+            assert_equal(one[key], other[key])
+    for key in one:
+        if key.startswith("nf4"):
+            assert_close(one[key], single[", ".join(key.split(", ")[:2])], 1e-5)
+        if key.startswith("offload"):
+            assert_close(one[key], single["offload"], 1e-5)
+        if key.endswith("resumed"):
+            assert_equal(one[key], one[key.removesuffix(", resumed")])
+        if key.endswith("recomputed"):
+            assert_equal(one[key], one[key.replace("recomputed", "kept")])
+    if "bf16" in one:
+        assert (one["bf16"]["dtypes"], one["bf16"]["trained"]) == (
+            {torch.bfloat16},
+            {torch.float32},
+        )
+        assert_close(one["bf16"], single["bf16"], 1e-2)
+    if "nf4, pruned" in one:
+        assert {d["step"] for d in one["nf4, pruned"]["decisions"]} == {1, 2, 3}
