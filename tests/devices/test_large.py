@@ -15,7 +15,7 @@ from engine_worker import fit
 from lightning.pytorch import Callback
 
 from lightning_peft.modules import CausalLMModule, causal_lm
-from lightning_peft.strategies import DropLoRA, LoRA, PiSSA, PrunedLoRA
+from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, PiSSA, PrunedLoRA
 from lightning_peft.testing import random_batch, tiny_llama
 
 Results = dict[str, Any]
@@ -87,6 +87,12 @@ def save_bases(folder: Path) -> None:
     assert (folder / "in parts" / "model.safetensors.index.json").is_file()
 
 
+def adapter_of(base: str) -> AdapterStrategy:
+    if base == "in parts":
+        return LoRA(r=4, modules_to_save=["lm_head"])
+    return DropLoRA(r=4, p=0.5) if base == "tied" else LoRA(r=4)
+
+
 def read_by_shares(name: str, rank: int, folder: Path) -> Results:
     loads: list[str] = []
     load = causal_lm.load_causal_lm
@@ -98,7 +104,7 @@ def read_by_shares(name: str, rank: int, folder: Path) -> Results:
             arguments = {"dtype": "bfloat16"} if base == "converted" else {}
             done[key] = fit(
                 name,
-                DropLoRA(r=4, p=0.5) if base == "tied" else LoRA(r=4),
+                adapter_of(base),
                 folder,
                 callbacks=[say],
                 make=of(folder / base, kind, **arguments),
@@ -110,7 +116,7 @@ def read_by_shares(name: str, rank: int, folder: Path) -> Results:
             loads.clear()
     done["resumed"] = fit(
         name,
-        DropLoRA(r=4, p=0.5),
+        adapter_of("tied"),
         folder,
         make=of(folder / "tied"),
         resume=folder / f"{name}-tied, Whole.ckpt",
