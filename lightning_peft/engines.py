@@ -106,7 +106,8 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         process_group_backend: ``nccl`` on GPUs and ``gloo`` on CPUs when None.
 
     Raises:
-        ValueError: If deepspeed is not installed, or ``stage`` is none of these.
+        ValueError: If deepspeed is not installed, ``stage`` is none of these, or offloading is
+            asked for what is not cut, or to disks.
     """
 
     def __init__(
@@ -126,6 +127,16 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             )
         if stage not in (1, 2, 3):
             raise ValueError(f"trainer.strategy.stage must be 1, 2 or 3, got {stage}.")
+        if offload_parameters and stage != 3:
+            raise ValueError(
+                f"trainer.strategy.offload_parameters needs stage 3, which cuts them, got {stage}."
+            )
+        for key in ("offload_optimizer_device", "offload_params_device"):
+            if more.get(key, "cpu") != "cpu":
+                raise ValueError(
+                    f"trainer.strategy.{key} must be cpu, got {more[key]}: gradients and moments "
+                    "that lie on disks cannot be read here; leave it out."
+                )
         self.on_cpu = not torch.cuda.is_available()
         if self.on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -141,6 +152,9 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             logging_batch_size_per_gpu=1,
             **more,
         )
+        if offload_optimizer and isinstance(self.config, dict):
+            # DeepSpeed would have its own optimizer, compiled; adapters are small enough for any.
+            self.config.setdefault("zero_force_ds_cpu_optimizer", False)
         self.stage = stage
         self._cut: Any = None
 
