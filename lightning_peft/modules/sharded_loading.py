@@ -218,8 +218,8 @@ def fill(
         if isinstance(parameter, DTensor):
             share = parameter.to_local()
             start = -(-len(parameter) // distributed.world_size()) * distributed.rank()
-            start = min(start, len(parameter))
-            share.copy_(source.rows(start, start + len(share)))
+            if len(share):  # small ones have no rows for the last processes
+                share.copy_(source.rows(start, start + len(share)))
         else:
             parameter.copy_(source.whole())
             cut(parameter)
