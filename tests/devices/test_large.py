@@ -24,6 +24,7 @@ needs_deepspeed = pytest.mark.skipif(
 )
 CUT = ["fsdp", pytest.param("zero3", marks=needs_deepspeed)]
 SAVED_AFTER = 3
+MASKS: tuple[Any, ...] = ("token", "sample", "batch", "step")
 
 
 def of(folder: Path, kind: Any = CausalLMModule, **arguments: Any) -> Callable[..., Any]:
@@ -224,9 +225,10 @@ def half_precision(name: str, folder: Path) -> Results:
     make = of(folder / "base", dtype="bfloat16")
     done = {"bf16": fit(name, LoRA(r=4), folder, "SGD", make=make, max_steps=6, callbacks=[base])}
     done["bf16"] |= {"dtypes": base.dtypes, "trained": base.trained}
+    masks = MASKS if name != "single" else ()
     for recompute in (False, True):
         make = of(folder / "base", gradient_checkpointing=recompute)
-        for mask in ("token", "sample", "batch", "step"):
+        for mask in masks:
             adapter = DropLoRA(r=4, p=0.5, mask=mask, lora_dropout=0.1)
             key = f"{mask}, {'recomputed' if recompute else 'kept'}"
             done[key] = fit(name, adapter, folder, make=make, max_steps=3)
@@ -290,7 +292,18 @@ def single(folder: Path) -> Results:
     return engine_worker.launch(train, "single", folder, world=1)[0]
 
 
-@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=needs_deepspeed), *CUT])
+SLOW = (pytest.mark.slow, needs_deepspeed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fsdp",
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=SLOW),
+        pytest.param("zero3", marks=SLOW),
+    ],
+)
 def test_large_bases_train_as_on_one_device(name: str, folder: Path, single: Results) -> None:
     one, other = engine_worker.launch(train, name, folder)
     for key in one:
@@ -301,7 +314,7 @@ def test_large_bases_train_as_on_one_device(name: str, folder: Path, single: Res
         if key.startswith("nf4"):
             assert_close(one[key], single[", ".join(key.split(", ")[:2])], 1e-5)
         if key.startswith("offload"):
-            assert_close(one[key], single["offload"], 1e-5)
+            assert_close(one[key], single["offload"], 1e-4)
         if key.endswith("resumed"):
             assert_equal(one[key], one[key.removesuffix(", resumed")])
         if key.endswith("recomputed"):
