@@ -14,6 +14,7 @@ import torch
 from engine_worker import fit
 from lightning.pytorch import Callback
 
+from lightning_peft import engines
 from lightning_peft.modules import CausalLMModule, causal_lm
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, PiSSA, PrunedLoRA
 from lightning_peft.testing import random_batch, tiny_llama
@@ -160,13 +161,18 @@ class Measured(CausalLMModule):
                 self.peak = max(self.peak, held)
 
 
+def pieces_of(module: Any) -> list[torch.Tensor]:
+    """What this process holds of the frozen parameters."""
+    frozen = [p for p in module.parameters() if not p.requires_grad and not p.is_meta]
+    pieces = [p.to_local() if hasattr(p, "to_local") else p for p in frozen]
+    return [getattr(p, "ds_tensor", p) for p in pieces]
+
+
 class Base(Callback):
     """Bytes of the base on this process, and its dtypes."""
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        frozen = [p for p in module.parameters() if not p.requires_grad]
-        pieces = [p.to_local() if hasattr(p, "to_local") else p for p in frozen]
-        pieces = [getattr(p, "ds_tensor", p) for p in pieces]
+        pieces = pieces_of(module)
         self.bytes = sum(p.numel() * p.element_size() for p in pieces)
         self.dtypes = {p.dtype for p in pieces}
         self.trained = {p.dtype for p in module.parameters() if p.requires_grad}
@@ -179,9 +185,19 @@ def held_bytes(name: str, rank: int, folder: Path) -> Results:
         made.append(Measured(str(folder / "large"), **given))
         return made[-1]
 
-    base = Base()
+    while_cutting = [0]
+
+    def cut(engine: Any, parameter: Any) -> None:
+        pieces = pieces_of(made[0].model)
+        while_cutting.append(sum(p.numel() * p.element_size() for p in pieces))
+        cut_parameter(engine, parameter)
+
+    base, cut_parameter = Base(), engines.cut_parameter
+    engines.cut_parameter = cut
     fit(name, LoRA(r=2), folder, make=make, max_steps=1, callbacks=[base])
-    return {"peak": made[0].peak, "held": base.bytes}
+    # Buffers of DeepSpeed's broadcasts are freed by another thread, which the profiler misses.
+    peak = made[0].peak if name == "fsdp" else max(while_cutting)
+    return {"peak": peak, "held": base.bytes}
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -197,7 +213,7 @@ def test_no_process_ever_holds_more_than_its_share_and_one_tensor(
     assert base > 180e6
     for found in engine_worker.launch(held_bytes, name, tmp_path):
         assert found["held"] == pytest.approx(base / 2, rel=0.01)
-        assert found["peak"] < base / 2 + largest + 4e6  # adapters
+        assert base / 2 < found["peak"] < base / 2 + largest + 4e6  # adapters
 
 
 # Few bits, half precision, recomputation, offload: the same training as on one device.
