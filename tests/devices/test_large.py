@@ -285,7 +285,7 @@ def offloaded(name: str, folder: Path) -> Results:
 
 def train(name: str, rank: int, folder: Path) -> Results:
     done: Results = {}
-    if name in ("single", "ddp", "fsdp") and importlib.util.find_spec("bitsandbytes"):
+    if importlib.util.find_spec("bitsandbytes"):
         done |= few_bits(name, folder)
     if name != "ddp":
         done |= half_precision(name, folder)
