@@ -276,7 +276,9 @@ class FSDP(_OneFile, ModelParallelStrategy):
         # modules that train with them are one group, the root's. It comes first, since a group
         # takes nothing from modules that are cut already.
         own = {p for layer in adapter_layers(model).values() for p in own_parameters(layer)}
-        own |= {p for p in model.parameters() if p.requires_grad}
+        # A group has one dtype: over a half-precision base a trained head is cut like the base.
+        dtypes = {p.dtype for p in own}
+        own |= {p for p in model.parameters() if p.requires_grad and p.dtype in dtypes}
         base = set(model.parameters()) - own
         fully_shard(model, ignored_params=base, **options)
         for group in _groups(model, base - whole):
