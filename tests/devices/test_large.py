@@ -39,13 +39,14 @@ def pruned() -> PrunedLoRA:
 
 
 def assert_equal(one: Results, other: Results) -> None:
-    assert one["losses"] == other["losses"]
+    assert one["losses"] == other["losses"][-len(one["losses"]) :]
     for name, value in one["state"].items():
         assert torch.equal(value, other["state"][name]), name
 
 
 def assert_close(one: Results, other: Results, tolerance: float) -> None:
-    assert one["losses"] == pytest.approx(other["losses"], rel=tolerance)
+    reference = other["losses"][-len(one["losses"]) :]
+    assert one["losses"] == pytest.approx(reference, rel=tolerance)
     assert one["deltas"].keys() == other["deltas"].keys()
     for name, value in one["deltas"].items():
         assert (value - other["deltas"][name]).norm() < 10 * tolerance * value.norm(), name
