@@ -284,13 +284,19 @@ class _Zero12(_Whole):
     def gradient(p: nn.Parameter) -> Tensor | None:
         from deepspeed.utils import safe_get_full_grad
 
-        return safe_get_full_grad(p) if p._flat_in.averaged_gradients else None  # type: ignore[attr-defined]
+        zero: Any = p._flat_in  # type: ignore[attr-defined]
+        there = zero.cpu_offload or zero.averaged_gradients
+        return safe_get_full_grad(p) if there else None
 
     @staticmethod
     def write_gradient(p: nn.Parameter, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_grad
 
         safe_set_full_grad(p, value)
+        zero: Any = p._flat_in  # type: ignore[attr-defined]
+        if zero.cpu_offload and p._hp_mapping is not None:  # type: ignore[attr-defined]
+            own = p._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
+            _tell_norm(zero, p, value.reshape(-1).narrow(0, own.start, own.numel))
 
     @staticmethod
     def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
@@ -356,7 +362,10 @@ class _Zero3(_Zero12):
 
     @staticmethod
     def write_gradient(p: Any, value: Tensor) -> None:
-        _Zero3._write(p, p._z3_optimizer._get_fp32_grad_state_partition(p, False)[0], value)
+        share = p._z3_optimizer._get_fp32_grad_state_partition(p, False)[0]
+        _Zero3._write(p, share, value)
+        if p._z3_optimizer.offload_optimizer:
+            _tell_norm(p._z3_optimizer, p, share)
 
     @staticmethod
     def moments(p: Any, optimizer: Any) -> dict[str, Tensor]:
@@ -380,6 +389,11 @@ class _Zero3(_Zero12):
         padded = torch.zeros(share.numel() * world_size(), dtype=share.dtype)
         padded[: value.numel()] = value.reshape(-1)
         share.data.copy_(padded.view(world_size(), -1)[rank()].view(share.shape))
+
+
+def _tell_norm(zero: Any, p: nn.Parameter, share: Tensor) -> None:
+    """Let DeepSpeed clip by a changed gradient; under offload it keeps the norms of all of them."""
+    zero.norm_for_param_grads[zero.get_param_id(p)] = share.double().norm()
 
 
 def _keeper(p: nn.Parameter) -> type[_Whole]:

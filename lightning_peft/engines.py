@@ -35,6 +35,8 @@ from lightning_peft.strategies.base import AdapterStrategy
 
 # What an engine gives a strategy; see AdapterStrategy.needs.
 WHOLE_WEIGHTS, WHOLE_STEPS = "whole weights", "whole steps"
+# Which every engine gives, if need be by loading the base whole before it is cut.
+WEIGHTS_AT_ATTACH = "weights at attach"
 ENGINES = {
     "one device": {WHOLE_WEIGHTS, WHOLE_STEPS},
     "DDP": {WHOLE_WEIGHTS, WHOLE_STEPS},
@@ -105,7 +107,8 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         process_group_backend: ``nccl`` on GPUs and ``gloo`` on CPUs when None.
 
     Raises:
-        ValueError: If deepspeed is not installed, or ``stage`` is none of these.
+        ValueError: If deepspeed is not installed, ``stage`` is none of these, or offloading is
+            asked for what is not cut, or to disks.
     """
 
     def __init__(
@@ -125,6 +128,16 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             )
         if stage not in (1, 2, 3):
             raise ValueError(f"trainer.strategy.stage must be 1, 2 or 3, got {stage}.")
+        if offload_parameters and stage != 3:
+            raise ValueError(
+                f"trainer.strategy.offload_parameters needs stage 3, which cuts them, got {stage}."
+            )
+        for key in ("offload_optimizer_device", "offload_params_device"):
+            if more.get(key, "cpu") != "cpu":
+                raise ValueError(
+                    f"trainer.strategy.{key} must be cpu, got {more[key]}: gradients and moments "
+                    "that lie on disks cannot be read here; leave it out."
+                )
         self.on_cpu = not torch.cuda.is_available()
         if self.on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -140,7 +153,11 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
             logging_batch_size_per_gpu=1,
             **more,
         )
+        if offload_optimizer and isinstance(self.config, dict):
+            # DeepSpeed would have its own optimizer, compiled; adapters are small enough for any.
+            self.config.setdefault("zero_force_ds_cpu_optimizer", False)
         self.stage = stage
+        self._cut: Any = None
 
     @property
     def root_device(self) -> torch.device:
@@ -171,14 +188,31 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
 
     def setup(self, trainer: Any) -> None:
         """Begin, and let parameters know where their flat copies are."""
+        plugin: Any = self.precision_plugin
+        if plugin.precision == "32-true":
+            # Lightning would make a half-precision base float32, as its adapters are.
+            plugin.convert_module = lambda module: module
         super().setup(trainer)
         for optimizer in self.optimizers:
             distributed.mark_flat(optimizer)
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Build the model whole; weights are cut when the engine begins."""
+        """Build the model as it is; weights are cut one by one, or when the engine begins."""
         yield
+
+    def cut_parameter(self, parameter: nn.Parameter) -> None:
+        """Cut one parameter now, as stage 3 else does with all of them when the engine begins."""
+        import deepspeed
+
+        if self._cut is None:
+            self._init_config_if_needed()
+            deepspeed.zero.Init(
+                module=nn.ParameterList([parameter]), config_dict_or_path=self.config
+            )
+            self._cut = parameter
+        else:
+            self._cut.convert_to_zero_parameters(param_list=[parameter])
 
     @property
     def handles_gradient_accumulation(self) -> bool:
@@ -243,13 +277,14 @@ class FSDP(_OneFile, ModelParallelStrategy):
         # modules that train with them are one group, the root's. It comes first, since a group
         # takes nothing from modules that are cut already.
         own = {p for layer in adapter_layers(model).values() for p in own_parameters(layer)}
-        own |= {p for p in model.parameters() if p.requires_grad}
+        # A group has one dtype: over a half-precision base a trained head is cut like the base.
+        dtypes = {p.dtype for p in own}
+        own |= {p for p in model.parameters() if p.requires_grad and p.dtype in dtypes}
         base = set(model.parameters()) - own
         fully_shard(model, ignored_params=base, **options)
-        for block in _blocks(model):
-            taken = {p for p in block.parameters() if p not in base} | whole
-            if any(p in base - whole for p in block.parameters()):
-                fully_shard(block, ignored_params=taken, **options)
+        for group in _groups(model, base - whole):
+            taken = {p for block in group for p in block.parameters() if p not in base} | whole
+            fully_shard(group, ignored_params=taken, **options)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -268,15 +303,38 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def _groups(model: nn.Module, parameters: set[nn.Parameter]) -> list[list[nn.Module]]:
+    """What is cut together of some parameters: single blocks, but those that share one."""
+    groups: list[list[nn.Module]] = []
+    for block in _blocks(model):
+        own = parameters & set(block.parameters())
+        sharing = [g for g in groups if any(own & set(other.parameters()) for other in g)]
+        if own:
+            groups = [g for g in groups if g not in sharing]
+            groups.append([*(b for g in sharing for b in g), block])
+    return groups
+
+
 def cut(engine: Any, model: nn.Module) -> None:
     """Have an engine that cuts models itself do so."""
     if isinstance(engine, FSDP):
         engine.cut(model)
 
 
+def cut_parameter(engine: Any, parameter: nn.Parameter) -> None:
+    """Have an engine that cuts single parameters do so."""
+    if isinstance(engine, DeepSpeed) and engine.stage == 3:
+        engine.cut_parameter(parameter)
+
+
 def cuts_before_probe(engine: Any) -> bool:
     """Whether weights are to be held in shares from the start, so that nothing can be probed."""
     return isinstance(engine, DeepSpeed) and engine.stage == 3
+
+
+def fills_shares(engine: Any) -> bool:
+    """Whether a model without values can be cut, for each process to read its own share."""
+    return isinstance(engine, FSDP) or cuts_before_probe(engine)
 
 
 def restores_late(engine: Any) -> bool:
@@ -310,9 +368,10 @@ def check(engine: Any, adapter: AdapterStrategy) -> None:
     if not isinstance(engine, (DDPStrategy, FSDP)) and isinstance(engine, ParallelStrategy):
         raise ValueError(_instead(engine, "ddp", "ddp.yaml"))
     present = name_of(engine)
-    missing = adapter.needs - ENGINES[present]
+    needs = adapter.needs - {WEIGHTS_AT_ATTACH}
+    missing = needs - ENGINES[present]
     if missing:
-        able = [name for name, gives in ENGINES.items() if adapter.needs <= gives]
+        able = [name for name, gives in ENGINES.items() if needs <= gives]
         raise ValueError(
             f"{type(adapter).__name__} needs {' and '.join(sorted(missing))}, which {present} "
             f"holds in shares; {', '.join(able[:-1])} and {able[-1]} can run it."

@@ -8,7 +8,9 @@ gate or in which components (row ``A_j``, column ``B_j``) exist; the layer itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +29,25 @@ def in_autocast(x: Tensor, *lora: Tensor) -> tuple[Tensor, ...]:
         return x, *lora
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(tensor.to(dtype) for tensor in (x, *lora))
+
+
+_place: ContextVar[torch.device | None] = ContextVar("place", default=None)
+
+
+@contextmanager
+def adapters_on(device: torch.device) -> Iterator[None]:
+    """Make adapters of a base on the meta device on another, as if it were loaded there."""
+    before = _place.set(device)
+    try:
+        yield
+    finally:
+        _place.reset(before)
+
+
+def adapter_device(weight: Tensor) -> torch.device:
+    """Where what stands beside a base's weight is made."""
+    place = _place.get()
+    return weight.device if place is None or not weight.is_meta else place
 
 
 class LoRALinear(nn.Module):
@@ -73,7 +94,7 @@ class LoRALinear(nn.Module):
         self.out_features: int = base.out_features  # type: ignore[assignment]
         weight: Tensor = base.weight  # type: ignore[assignment]
         where: dict[str, Any] = {
-            "device": weight.device,
+            "device": adapter_device(weight),
             "dtype": dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32),
         }
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **where))
@@ -81,7 +102,7 @@ class LoRALinear(nn.Module):
         self.r = self.rank = r
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.dropout = InputDropout(lora_dropout) if lora_dropout else nn.Identity()
-        self.gate = gate.to(weight.device) if gate is not None else None
+        self.gate = gate.to(self.lora_A.device) if gate is not None else None
         self.reset_parameters()
 
     def reset_parameters(self, init_lora_weights: bool | str = True) -> None:

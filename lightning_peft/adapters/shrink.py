@@ -7,6 +7,7 @@ moments, and the layer computes with views of the front. What is saved is the fr
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable
 
@@ -127,6 +128,63 @@ def _keep_in_gate(
         elif tensor.shape == (r,):
             owner, _, leaf = name.rpartition(".")
             setattr(gate.get_submodule(owner), leaf, tensor[indices.to(tensor.device)])
+
+
+def check_gates(layers: Iterable[LoRALinear]) -> None:
+    """Refuse gates that would fail at the first removal, before training.
+
+    A copy of each gate loses one component, as a removal would take it, and is called in training
+    and in eval. The random stream stays where it was.
+
+    Args:
+        layers: Freshly attached layers.
+
+    Raises:
+        ValueError: If a gate fails, or gives another number of components than it is given.
+    """
+    layers = list(layers)
+    devices = {layer.lora_A.device.index for layer in layers if layer.lora_A.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        for layer in layers:
+            if layer.gate is not None and layer.rank > 1 and not layer.lora_A.is_meta:
+                _check_gate(layer, layer.gate)
+
+
+@torch.no_grad()
+def _check_gate(layer: LoRALinear, gate: nn.Module) -> None:
+    resize = all(distributed.resizable(p) for p in gate.parameters())
+    trial = copy.deepcopy(gate)
+    rank = layer.rank
+    held = [*trial.named_parameters(), *trial.named_buffers()]
+    for name, tensor in held:
+        if tensor.shape == (rank,) and (resize or not isinstance(tensor, nn.Parameter)):
+            owner, _, leaf = name.rpartition(".")
+            front = tensor[:-1].clone()
+            kept = nn.Parameter(front) if isinstance(tensor, nn.Parameter) else front
+            setattr(trial.get_submodule(owner), leaf, kept)
+    z = layer.lora_A.new_ones(2, rank - 1)
+    failure = ""
+    for training in (True, False):
+        try:
+            found = trial.train(training)(z)
+            if found.shape != z.shape:
+                failure = f"gives {tuple(found.shape)} for {tuple(z.shape)}"
+        except (RuntimeError, ValueError, IndexError) as error:
+            failure = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    wide = next((n for n, t in held if t.dim() > 1 and rank in t.shape), None)
+    if wide is not None:
+        failure = f"{wide} holds components in another shape than (r,)"
+    if failure:
+        use = "hold it in a parameter or buffer of shape (r,)"
+        if not resize:
+            use = (
+                "with several processes parameters keep their size, so compute with the front, "
+                "values[: z.shape[-1]], of one of shape (r,), or run on one device"
+            )
+        raise ValueError(
+            f"the rank_gate {type(gate).__name__} cannot lose components, which this method "
+            f"removes ({failure}): {use}."
+        )
 
 
 def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:

@@ -170,7 +170,8 @@ def fingerprint(model: nn.Module, samples: int = 512, without: Iterable[nn.Modul
         without: Modules that are not the base's: those that train in full, and may begin at random.
 
     Returns:
-        16 hexadecimal digits; of names and shapes alone on the meta device.
+        16 hexadecimal digits; of names and shapes alone on the meta device, but for parameters
+        that know where their values are (``modules/sharded_loading.py``).
     """
     digest = hashlib.sha256()
     left_out = {id(p) for module in without for p in module.parameters()}
@@ -178,10 +179,15 @@ def fingerprint(model: nn.Module, samples: int = 512, without: Iterable[nn.Modul
         if id(parameter) in left_out:
             continue
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        if not parameter.is_meta:
-            flat = parameter.detach().reshape(-1)
-            count = min(samples, flat.numel())
+        stored = getattr(parameter, "stored", None)  # values that are still in a file
+        if stored is not None or not parameter.is_meta:
+            size = parameter.numel()
+            count = min(samples, size)
             # In integers: float32 rounds the last position of a large matrix up, beyond its end.
-            index = torch.arange(count) * (flat.numel() - 1) // max(count - 1, 1)
-            digest.update(flat[index.to(flat.device)].cpu().double().numpy().tobytes())
+            index = torch.arange(count) * (size - 1) // max(count - 1, 1)
+            if stored is None:
+                values = parameter.detach().reshape(-1)[index.to(parameter.device)]
+            else:
+                values = stored.at(index)
+            digest.update(values.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]

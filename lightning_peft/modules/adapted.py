@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
 from lightning_peft.adapters.attach import make_report
+from lightning_peft.adapters.layer import adapters_on
 from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
 from lightning_peft.modules.checkpoint import (
@@ -32,6 +33,7 @@ from lightning_peft.modules.random_state import (
     offset_random_state,
     set_random_state,
 )
+from lightning_peft.modules.sharded_loading import LoadsWhole, fill, stored_parameters
 from lightning_peft.runs import read_checkpoint, step_of
 from lightning_peft.strategies import AdapterStrategy, LoRA
 
@@ -98,6 +100,14 @@ class AdaptedModule(LightningModule):
         """Load the base model, in training mode."""
         raise NotImplementedError
 
+    def load_shapes(self) -> Any:
+        """The base with its values still in their files, in training mode.
+
+        Raises:
+            LoadsWhole: If it can only be loaded whole.
+        """
+        raise LoadsWhole(f"{type(self).__name__} cannot do otherwise")
+
     def target_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the loss over a batch's targets, and their count."""
         raise NotImplementedError
@@ -132,10 +142,13 @@ class AdaptedModule(LightningModule):
         if fitting and self.peft_path is not None:
             raise ValueError("model.peft_path is for validate, test and predict, not for fit.")
         fresh = self.model is None
+        # A resumed run takes the structure from its checkpoint.
+        prepares = fitting and not self._prepared and self.trainer.ckpt_path is None
+        if prepares:
+            self._refuse_probe()
         if fresh:
             self._build()
-        # A resumed run takes the structure from its checkpoint.
-        if fitting and not self._prepared and self.trainer.ckpt_path is None:
+        if prepares:
             self._prepare_strategy()
         self._prepared = self._prepared or fitting
         if fresh and self._trainer is not None:
@@ -144,7 +157,9 @@ class AdaptedModule(LightningModule):
                 # Layers cannot be shared any more once the engine has wrapped them.
                 saved = read_checkpoint(self.trainer.ckpt_path)
                 self.adapter.restructure(self.model, saved["adapter"]["state"])
+            stored = stored_parameters(self.model)
             engines.cut(engine, self.model)
+            fill(self.model, stored, engine.root_device, lambda p: engines.cut_parameter(engine, p))
         # DDP would replace each process' masks by the first one's.
         names = [f"model.{name}" for name in gate_buffers(self.model)]
         self._ddp_params_and_buffers_to_ignore = names
@@ -156,8 +171,49 @@ class AdaptedModule(LightningModule):
             self._trainer is not None and self.trainer.ckpt_path is not None
         )
 
+    def _base(self) -> Any:
+        """The base, without values where the engine lets each process read its share of them."""
+        if self._trainer is None or not engines.fills_shares(self.trainer.strategy):
+            return self.load_base()
+        try:
+            self._refuse_shares()
+            return self.load_shapes()
+        except LoadsWhole as reason:
+            rank_zero_info(f"each process loads the base whole before it is cut, since {reason}.")
+            return self.load_base()
+
+    def _refuse_shares(self) -> None:
+        """Raise if somebody needs the base's values before it is cut."""
+        name = type(self.adapter).__name__
+        if self.peft_path is not None:
+            raise LoadsWhole("model.peft_path puts an adapter on it")
+        if engines.WEIGHTS_AT_ATTACH in self.adapter.needs:
+            raise LoadsWhole(f"{name} reads its weights when attached")
+        if self.trainer.state.fn == "fit" and not self._resumes and self._looks_at_data:
+            raise LoadsWhole(f"{name} looks at data before training")
+
+    def _attach(self, model: Any) -> None:
+        if not stored_parameters(model):
+            rank_zero_info(str(self.adapter.attach(model, initialize=not self._resumes)))
+            return
+        try:
+            with adapters_on(self.trainer.strategy.root_device):
+                report = self.adapter.attach(model, initialize=not self._resumes)
+            reads = any(p.is_meta and not hasattr(p, "stored") for p in model.parameters())
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+            reads = True
+        if reads:
+            raise ValueError(
+                f"{type(self.adapter).__name__} reads the base's weights when it is attached, and "
+                f"{engines.name_of(self.trainer.strategy)} loads them later: add "
+                f"{engines.WEIGHTS_AT_ATTACH!r} to its `needs`, to have them loaded before."
+            )
+        rank_zero_info(str(report))
+
     def _build(self) -> None:
-        model = self.load_base()
+        model = self._base()
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -165,11 +221,11 @@ class AdaptedModule(LightningModule):
             load_peft(model, self.peft_path)
             self._adapted = True
         else:
-            rank_zero_info(str(self.adapter.attach(model, initialize=not self._resumes)))
+            self._attach(model)
         self.model = model
 
-    def _prepare_strategy(self) -> None:
-        """Let the strategy look at data, on the device where the run will be."""
+    def _refuse_probe(self) -> None:
+        """Refuse a strategy that looks at data, before the base is loaded in shares for good."""
         if engines.cuts_before_probe(self.trainer.strategy) and self._looks_at_data:
             raise ValueError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
@@ -177,7 +233,11 @@ class AdaptedModule(LightningModule):
                 "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
                 "on one device, with DDP or ZeRO-2 and --trainer.max_steps 1."
             )
-        self.to(self.trainer.strategy.root_device)
+
+    def _prepare_strategy(self) -> None:
+        """Let the strategy look at data, on the device where the run will be."""
+        if not stored_parameters(self.model):
+            self.to(self.trainer.strategy.root_device)
         before = trainable_parameters(self.model, include_saved=True)
         data = getattr(self.trainer, "datamodule", None)
 

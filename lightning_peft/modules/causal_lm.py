@@ -17,6 +17,7 @@ from lightning_peft.modules.loading import load_causal_lm
 from lightning_peft.modules.loss import chunked_loss, last_hidden, plain_head, token_loss
 from lightning_peft.modules.packing import model_inputs, one_row
 from lightning_peft.modules.predictions import PredictionWriter
+from lightning_peft.modules.sharded_loading import LoadsWhole, stored_causal_lm
 
 
 class CausalLMModule(AdaptedModule):
@@ -41,6 +42,12 @@ class CausalLMModule(AdaptedModule):
     def load_base(self) -> Any:
         """Load the base model, in training mode."""
         return load_causal_lm(**self.how_to_load())
+
+    def load_shapes(self) -> Any:
+        """The base with its values still in their files."""
+        if type(self).load_base is not CausalLMModule.load_base:
+            raise LoadsWhole(f"{type(self).__name__} has a load_base of its own")
+        return stored_causal_lm(**self.how_to_load())
 
     def setup(self, stage: str) -> None:
         """Refuse data with labels instead of texts."""

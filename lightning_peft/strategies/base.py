@@ -112,7 +112,8 @@ class AdapterStrategy(Callback):
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
     # forward pass too), "whole steps" (the optimizer and after_step see parameters, gradients and
-    # state as they are on one device). Checked when a run starts.
+    # state as they are on one device), "weights at attach" (the base's values when adapters are put
+    # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(

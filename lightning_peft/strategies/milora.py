@@ -29,6 +29,8 @@ class MiLoRA(AdapterStrategy):
         ValueError: At attach, if a base is quantized.
     """
 
+    needs = frozenset({"weights at attach"})
+
     def __init__(self, r: int = 8, lora_alpha: float | None = None, **lora: Any) -> None:
         super().__init__(r=r, lora_alpha=r if lora_alpha is None else lora_alpha, **lora)
 

@@ -32,6 +32,8 @@ class PiSSA(AdapterStrategy):
         ValueError: If ``niter`` is below 1; at attach, if a base is quantized.
     """
 
+    needs = frozenset({"weights at attach"})
+
     def __init__(
         self, r: int = 8, lora_alpha: float | None = None, niter: int | None = None, **lora: Any
     ) -> None:

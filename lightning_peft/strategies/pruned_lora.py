@@ -25,7 +25,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters.attach import AttachReport, adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
-from lightning_peft.adapters.shrink import keep_components, match_ranks
+from lightning_peft.adapters.shrink import check_gates, keep_components, match_ranks
 from lightning_peft.pruning import linalg, recovery, schedule, scores
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -142,6 +142,7 @@ class PrunedLoRA(AdapterStrategy):
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach, and watch activations where criterion or recovery need them."""
         report = super().attach(model, initialize)
+        check_gates(adapter_layers(model).values())
         self._watch_activations(model)
         return report
 

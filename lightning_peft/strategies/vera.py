@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import AttachReport, match_targets
 from lightning_peft.adapters.gates import RankScale, chain, gate_diagonal
-from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.layer import LoRALinear, adapter_device
 from lightning_peft.adapters.scaled import ScaledLinear
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -117,7 +117,7 @@ class VeRA(AdapterStrategy):
         linears = [model.get_submodule(n) for names in matched.values() for n in names]
         wide, tall = (max(int(getattr(m, key)) for m in linears) for key in _SIZES)
         drawn = draw_projection(self.r, wide, tall, self.projection_prng_key)
-        device = next(linears[0].parameters()).device
+        device = adapter_device(next(linears[0].parameters()))
         A, B = (nn.Parameter(matrix.to(device), requires_grad=False) for matrix in drawn)
         self._projection = A, B
         return super().attach(model, initialize)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor
 
+from lightning_peft import distributed
 from lightning_peft.adapters import LoRALinear, keep_components
-from lightning_peft.adapters.shrink import match_ranks
-from lightning_peft.strategies import LearnedRankMask, StepMask
+from lightning_peft.adapters.gates import RankScale
+from lightning_peft.adapters.shrink import check_gates, match_ranks
+from lightning_peft.strategies import LearnedRankMask, LoRA, PrunedLoRA, RankDropout, StepMask
 
 KEEP = torch.tensor([1, 2, 4])
 
@@ -236,3 +238,44 @@ def test_a_fused_optimizer_goes_on_like_a_plain_one() -> None:
         trained.append([p.detach().clone() for p in parameters])
     for plain, fused_one in zip(*trained, strict=True):
         torch.testing.assert_close(fused_one, plain)
+
+
+class WholeScale(nn.Module):
+    """Computes with all it holds, alive or dead."""
+
+    def __init__(self, r: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.ones(r))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.values
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_gates_that_can_lose_components_are_told_from_those_that_cannot(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "is_distributed", lambda: several)
+    before = torch.get_rng_state()
+    good = [RankDropout(5, 0.5), StepMask(5), LearnedRankMask(5), RankScale(5, 1.0), nn.Dropout()]
+    layers = [make_layer(gate) for gate in good]
+    torch.set_rng_state(before)
+    check_gates(layers)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match=r"the rank_gate Linear cannot lose components"):
+        check_gates([make_layer(nn.Linear(5, 5))])
+    if several:
+        with pytest.raises(ValueError, match=r"WholeScale .* compute with the front, val"):
+            check_gates([make_layer(WholeScale(5))])
+    else:
+        check_gates([make_layer(WholeScale(5))])
+
+
+def test_a_pruning_method_refuses_such_a_gate_when_it_is_attached(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PrunedLoRA(r=4, target_r=2, rank_gate=WholeScale).attach(tiny_llama())
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    with pytest.raises(ValueError, match="WholeScale cannot lose components, which this method"):
+        PrunedLoRA(r=4, target_r=2, rank_gate=WholeScale).attach(tiny_llama())
+    LoRA(r=4, rank_gate=WholeScale).attach(tiny_llama())  # which removes none

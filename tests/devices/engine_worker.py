@@ -125,18 +125,25 @@ def fit(
     resume: Path | None = None,
     path: Path | None = None,
     callbacks: Sequence[Any] = (),
+    make: Callable[..., Any] = Tiny,
+    strategy: Any = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Train and tell what came out, the same words on every engine."""
+    """Train and tell what came out, the same words on every engine.
+
+    ``make`` makes the module, ``strategy`` is the trainer's where its name does not tell, and
+    ``more`` goes to the trainer.
+    """
     torch.manual_seed(0)
     random.seed(0)
     lr = {"AdamW": 1e-2, "SGD": 1e-1}[optimizer]
     kind = getattr(torch.optim, optimizer)
-    module = Tiny("tiny_llama", adapter=adapter, optimizer=lambda p: kind(p, lr=lr))
+    module = make("tiny_llama", adapter=adapter, optimizer=lambda p: kind(p, lr=lr))
     watch = Watch(save_at, path)
     made = Trainer(
         accelerator="cpu",
         devices=1 if name == "single" else 2,
-        strategy=engine(name),
+        strategy=strategy or engine(name),
         max_epochs=1,
         accumulate_grad_batches=ACCUMULATE,
         logger=False,
@@ -146,6 +153,7 @@ def fit(
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
         callbacks=[watch, *callbacks],
+        **more,
     )
     made.ckpt_path = None if resume is None else str(resume)
     made.fit(module, Data())

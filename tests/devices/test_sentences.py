@@ -67,6 +67,26 @@ def test_a_stage_that_does_not_exist() -> None:
         engines.DeepSpeed(stage=4)
 
 
+@needs_deepspeed
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"offload_parameters": True}, "offload_parameters needs stage 3, which cuts them, got 2"),
+        ({"offload_optimizer_device": "nvme"}, "offload_optimizer_device must be cpu, got nvme"),
+        ({"offload_params_device": "nvme"}, "offload_params_device must be cpu, got nvme"),
+    ],
+)
+def test_offloading_that_cannot_be(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        engines.DeepSpeed(stage=2, **arguments)
+
+
+@needs_deepspeed
+def test_offloading_takes_any_optimizer() -> None:
+    config: Any = engines.DeepSpeed(stage=2, offload_optimizer=True).config
+    assert config["zero_force_ds_cpu_optimizer"] is False
+
+
 def test_a_checkpoint_of_another_number_of_processes_where_exactness_is_asked_for() -> None:
     trainer: Any = SimpleNamespace(world_size=1)
     saved = {"random_state": [{}, {}]}
