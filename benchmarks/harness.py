@@ -165,13 +165,14 @@ def save(section: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **mor
     """Write a section's rows with the machine they came from.
 
     Args:
-        section: Name of the file.
+        section: Name of the file; with several threads their number is part of it.
         rows: What :func:`row` made.
         folder: Where to.
         more: Raw timings, shapes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{section}.json"
+    threads = torch.get_num_threads()
+    path = folder / f"{section if threads == 1 else f'{section}-{threads}-threads'}.json"
     text = json.dumps({"section": section, "machine": machine(), "rows": rows, **more}, indent=1)
     path.write_text(text + "\n")
     return path
