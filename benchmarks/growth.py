@@ -33,7 +33,12 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
             if at not in known:  # the shape that all sweeps share is measured once
                 known[at] = _at(at, rounds, axis == "vocabulary" or at == shape)
             rows += [
-                row(f"{found['case']} / floor at {axis} = {value:,}", **found, axis=axis, value=value)
+                row(
+                    f"{found['case']} / floor at {axis} = {value:,}",
+                    **found,
+                    axis=axis,
+                    value=value,
+                )
                 for found in known[at]
                 if axis == "vocabulary" or found["case"] != CHUNKS
             ]

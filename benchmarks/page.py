@@ -88,4 +88,3 @@ def _number(value: float) -> str:
         if value > 100
         else f"{value:.3f}"
     )
-

@@ -65,9 +65,7 @@ def galore_torch(shape: Shape) -> Callable[[], None]:
 
 def run(shape: Shape, rounds: int, **folder: Any) -> None:
     """Steps between whatever a strategy does at times: ``others.json``."""
-    pruned = functools.partial(
-        ours, shape, "PrunedLoRA", target_r=shape.r // 2, start_step=LATER
-    )
+    pruned = functools.partial(ours, shape, "PrunedLoRA", target_r=shape.r // 2, start_step=LATER)
     cases = {
         "floor": floor(shape),
         "LoRA": ours(shape),
