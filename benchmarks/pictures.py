@@ -34,7 +34,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def steps(section: Section, path: Path) -> None:
     """Time above the floor and peak memory, one bar for each case."""
-    rows = [r for r in section["rows"] if r["name"].endswith("/ floor")][1:]
+    rows = [r for r in section["rows"] if r["name"].endswith("/ floor") and "memory" in r][1:]
     names = [r["name"].removesuffix(" / floor") for r in rows]
     figure, (time, memory) = _figure(1, 2, (10, 0.8 + 0.27 * len(rows)), sharey=True)
     colours = [_colour(name) for name in names]

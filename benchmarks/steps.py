@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from harness import Seconds, interleave, overhead_ratio, ratio, row, save, tensor_peak
 from models import Shape, floor, full, ours, peft
+from parts import optimizer_step, products
 
 # Of equal steps in one table: ours, what it is held against, and the most that it may take of it.
 TARGETS = [
@@ -24,6 +26,10 @@ MEMORY = [
     ("LoRA, shared dropout 0.05", "PEFT LoRA, dropout 0.05", None),
     ("DoRA", "PEFT DoRA", None),
 ]
+
+
+PRODUCTS, ADAMW = "products with A and B alone", "AdamW alone"
+DROPPED = "products and shared dropout's passes alone"
 
 
 def run(shape: Shape, rounds: int, **folder: Any) -> None:
@@ -44,9 +50,14 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
         "DoRA": ours(shape, "DoRA"),
         "PEFT DoRA": peft(shape, use_dora=True),
     }
-    seconds = interleave(cases, rounds, warmup=1)
+    parts = {
+        PRODUCTS: products(shape),
+        DROPPED: products(shape, dropout=True),
+        ADAMW: optimizer_step(shape),
+    }
+    seconds = interleave({**cases, **parts}, rounds, warmup=1)
     memory = peaks(cases)
-    rows = above_floor(seconds, memory)
+    rows = above_floor({name: seconds[name] for name in cases}, memory)
     rows += [
         row(f"overhead: {name} / {peer}", overhead_ratio(seconds, name, peer, "floor"), most)
         for name, peer, most in TARGETS
@@ -54,6 +65,12 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
     token = ratio(seconds, "DropLoRA token", "LoRA")
     rows.append(row("step: DropLoRA token / LoRA", token.pop("median"), 1.03, **token))
     rows += memory_rows(memory, MEMORY)
+    rows += [row(f"{name} / floor", ratio(seconds, name, "floor")["median"]) for name in parts]
+    for part, peer in ((PRODUCTS, "PEFT LoRA"), (DROPPED, "PEFT LoRA, dropout 0.05")):
+        least = statistics.median(map(sum, zip(seconds[part], seconds[ADAMW], strict=True)))
+        peers = zip(seconds[peer], seconds["floor"], strict=True)
+        above = statistics.median(step - floor for step, floor in peers)
+        rows.append(row(f"{part}, and {ADAMW} / overhead of {peer}", least / above))
     save("steps", rows, seconds=seconds, memory=memory, shape=repr(shape), **folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from harness import interleave, overhead_ratio, ratio, row, save
 from models import TARGETS, Shape, batch_of, floor, llama, ours, peft, train_step
+from parts import optimizer_step
 from steps import above_floor, memory_rows, peaks
 from torch import Tensor
 
@@ -120,9 +121,9 @@ def optimizers(shape: Shape, rounds: int, **folder: Any) -> None:
         cases = {"floor": floor(at), "AdamW": ours(at), "fused": ours(at, optimizer=fused)}
         seconds = interleave(cases, rounds, warmup=1)
         alone = {
-            "AdamW": _steps(at, torch.optim.AdamW),
-            "foreach": _steps(at, functools.partial(torch.optim.AdamW, foreach=True)),
-            "fused": _steps(at, fused),
+            "AdamW": optimizer_step(at, torch.optim.AdamW),
+            "foreach": optimizer_step(at, functools.partial(torch.optim.AdamW, foreach=True)),
+            "fused": optimizer_step(at, fused),
         }
         stepping = interleave(alone, 5 * rounds, warmup=2)
         plain = statistics.median(stepping["AdamW"]) / statistics.median(seconds["AdamW"])
@@ -135,13 +136,3 @@ def optimizers(shape: Shape, rounds: int, **folder: Any) -> None:
         rows.append(row(title, got.pop("median"), **got))
         raw[f"r = {r}"] = {"steps": seconds, "alone": stepping}
     save("optimizer", rows, seconds=raw, shape=repr(shape), **folder)
-
-
-def _steps(shape: Shape, optimizer: Any) -> Callable[[], Any]:
-    """The optimizer's step alone, on gradients that stay."""
-    step = ours(shape, optimizer=optimizer)
-    model, made = step.model, step.optimizer  # type: ignore[attr-defined]
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.randn_like(parameter)
-    return made.step
