@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "lightning", "lightning-peft")
 
 # Of the wall's time with several threads: what others may take of it, and how often to try.
-DISTURBED, TRIES = 0.05, 6
+DISTURBED, TRIES = 0.1, 4
 
 Case = Callable[[], Any]
 Seconds = dict[str, list[float]]
