@@ -74,6 +74,7 @@ def live(shape: Shape, high: int, low: int) -> Life:
         found.step()
         found.steps.append(clock() - begin)
         found.ranks.append(layers[0].rank)
+    strategy.before_step = before  # type: ignore[method-assign]
     assert {layer.rank for layer in layers} == {low}
     return found
 
