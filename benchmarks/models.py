@@ -63,9 +63,10 @@ def batch_of(shape: Shape) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def loss_of(model: Any, batch: dict[str, Tensor], **inputs: Tensor) -> Tensor:
     """Mean cross-entropy of the next token, the same computation for every case."""
-    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    inputs = inputs or {"input_ids": batch["input_ids"]}
+    logits = model(**inputs, use_cache=False).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
@@ -75,8 +76,7 @@ def floor_step(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
 
     def step() -> None:
-        logits = model(inputs_embeds=embedded, use_cache=False).logits
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+        loss_of(model, batch, inputs_embeds=embedded).backward()
         assert embedded.grad is not None
         assert embedded.grad.norm() > 0
         embedded.grad = None

@@ -80,7 +80,7 @@ def growth(section: Section, path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
         time.axhline(1, color="black", linewidth=0.8)
-        memory.set_yscale("log", base=2)
+        memory.set_ylim(bottom=0)
         memory.yaxis.set_major_formatter("{x:,.0f}")
         memory.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         memory.minorticks_off()
@@ -100,13 +100,12 @@ def life(section: Section, path: Path) -> None:
     figure, axes = _figure(1, 1, (8, 3.2))
     axes.plot(times, ".", color=OWN, markersize=4, label="step (left)")
     ends = section["seconds"]
-    for name, values in ends.items():
-        if name.startswith("LoRA r"):
-            at = sorted(values)[len(values) // 2] / first
-            axes.axhline(at, color=ALONE, linewidth=0.8)
-            axes.annotate(
-                name, (len(times), at), textcoords="offset points", xytext=(0, 3), ha="right"
-            )
+    plain = [name for name in ends if name.startswith("LoRA r")]
+    # Where no step is: the lower rank's at the beginning, the higher one's at the end.
+    for name, x, side in zip(plain, (0, len(times)), ("left", "right"), strict=True):
+        at = sorted(ends[name])[len(ends[name]) // 2] / first
+        axes.axhline(at, color=ALONE, linewidth=0.8)
+        axes.annotate(name, (x, at), textcoords="offset points", xytext=(0, 3), ha=side)
     axes.set_ylim(bottom=0, top=1.15 * max(sorted(times)[: -len(times) // 50 or None]))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("step, in the first steps' time")
