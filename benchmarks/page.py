@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 TITLES = {
     "steps": "Training steps",
+    "lora": "LoRA and PEFT's, more rounds",
     "others": "The other strategies",
     "growth": "Growth",
     "pruned": "PrunedLoRA over its life",

@@ -36,6 +36,7 @@ from models import TINY, Shape
 # By name: what measures it, and in how many rounds.
 SECTIONS = {
     "steps": (steps.run, 17),
+    "lora": (steps.close, 41),
     "startup": (around.startup, 3),
     "loss": (data_and_loss.loss, 2),
     "packing": (data_and_loss.packing, 3),
@@ -48,7 +49,7 @@ SECTIONS = {
     "optimizer": (strategies.optimizers, 9),
     "growth": (growth.run, 3),
 }
-ON_ALL_CORES = {"steps"}
+ON_ALL_CORES = {"steps", "lora"}
 
 
 def threads_of(section: str, given: int | None) -> list[int]:

@@ -74,6 +74,17 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
     save("steps", rows, seconds=seconds, memory=memory, shape=repr(shape), **folder)
 
 
+def close(shape: Shape, rounds: int, **folder: Any) -> None:
+    """The smallest of these differences, with nothing beside it and more rounds: ``lora.json``."""
+    cases = {"floor": floor(shape), "LoRA": ours(shape), "PEFT LoRA": peft(shape)}
+    seconds = interleave(cases, rounds, warmup=2)
+    rows = above_floor(seconds, peaks(cases))
+    name, peer, most = TARGETS[0]
+    title = f"overhead: {name} / {peer}"
+    rows.append(row(title, overhead_ratio(seconds, name, peer, "floor"), most))
+    save("lora", rows, seconds=seconds, shape=repr(shape), **folder)
+
+
 def peaks(cases: dict[str, Callable[[], Any]]) -> dict[str, int]:
     """Peak memory of each case, in bytes."""
     return {name: tensor_peak(case) for name, case in cases.items()}

@@ -20,6 +20,7 @@ import page  # noqa: E402
 # Without start-up, whose processes take seconds each.
 SECTIONS = [
     "steps",
+    "lora",
     "loss",
     "packing",
     "importance",
