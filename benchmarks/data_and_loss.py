@@ -112,7 +112,10 @@ def packing(shape: Shape, rounds: int, **folder: Any) -> None:
 def _batches(
     shape: Shape, prompts: np.ndarray, answers: np.ndarray
 ) -> dict[str, list[dict[str, Any]]]:
-    """The same random records padded and packed, and batches of records of like length."""
+    """Random records padded, batches of records of like length, and random packs.
+
+    As the loaders make them: lengths are grouped, and packs put together, over the whole set.
+    """
     size, count = 16, 4
     if shape.tokens < 64:
         size, count, prompts = 4, 1, np.minimum(prompts, 24)
@@ -137,16 +140,16 @@ def _batches(
     random = RandomBatchSampler(len(total), size).batches()[:count]
     grouped = LengthGroupedBatchSampler(total, size).batches()[1 : count + 1]
     drawn, alike = [rows_of(i) for i in random], [rows_of(i) for i in grouped]
-    # The drawn records as `data.packing` arranges them, in as many steps.
-    records = [record for rows in drawn for record in rows]
-    packs = packs_of(np.array([len(ids) for ids, _ in records]), longest)
-    packs = [[records[i] for i in pack] for pack in packs]
-    steps = np.array_split(np.arange(len(packs)), min(count, len(packs)))
+    # As many packs as the drawn records take, in steps of as many tokens.
+    packs = packs_of(total, longest)
+    rows = max(round(size * count * total.mean() / longest), 1)
+    mine = [rows_of(packs[i]) for i in rng.permutation(len(packs))[:rows]]
+    steps = np.array_split(np.arange(rows), min(count, rows))
     return {
         LONGEST: [widest(rows) for rows in drawn],
         BATCH: [training_batch(rows, 0) for rows in drawn],
         GROUPED: [training_batch(rows, 0) for rows in alike],
-        "packed": [packed_batch([packs[i] for i in step]) for step in steps],
+        "packed": [packed_batch([mine[i] for i in step]) for step in steps],
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
 
@@ -62,9 +63,10 @@ def batch_of(shape: Shape) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def loss_of(model: Any, batch: dict[str, Tensor], **inputs: Tensor) -> Tensor:
     """Mean cross-entropy of the next token, the same computation for every case."""
-    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+    inputs = inputs or {"input_ids": batch["input_ids"]}
+    logits = model(**inputs, use_cache=False).logits
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
 
 
@@ -74,8 +76,7 @@ def floor_step(model: Any, batch: dict[str, Tensor]) -> Callable[[], None]:
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
 
     def step() -> None:
-        logits = model(inputs_embeds=embedded, use_cache=False).logits
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+        loss_of(model, batch, inputs_embeds=embedded).backward()
         assert embedded.grad is not None
         assert embedded.grad.norm() > 0
         embedded.grad = None
@@ -87,7 +88,8 @@ def train_step(
     model: Any,
     batch: dict[str, Tensor],
     strategy: Any = None,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer: Optimizer = torch.optim.AdamW,
+    loss: Callable[[Any, dict[str, Tensor]], Tensor] = loss_of,
 ) -> Callable[[], None]:
     """A whole training step of an adapted model, optimizer included; gradients must be alive.
 
@@ -96,6 +98,7 @@ def train_step(
         batch: The same for every step.
         strategy: Called before and after the optimizer's step, where it is ours.
         optimizer: Makes the optimizer.
+        loss: Of model and batch.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     made = optimizer(parameters) if strategy is None else strategy.optimizer(parameters, optimizer)
@@ -103,10 +106,10 @@ def train_step(
 
     def step() -> None:
         nonlocal steps
-        loss = loss_of(model, batch)
+        total = loss(model, batch)
         if strategy is not None:
-            loss = loss + strategy.penalty(model)
-        loss.backward()
+            total = total + strategy.penalty(model)
+        total.backward()
         # A thousandth of a step, and the same for every case.
         norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         assert 0 < float(norm) < float("inf"), f"the gradient's norm is {float(norm)}"
@@ -122,12 +125,15 @@ def train_step(
     return step
 
 
-def ours(shape: Shape, name: str = "LoRA", **arguments: Any) -> Callable[[], None]:
+def ours(
+    shape: Shape, name: str = "LoRA", optimizer: Optimizer = torch.optim.AdamW, **arguments: Any
+) -> Callable[[], None]:
     """A step of one of this package's strategies.
 
     Args:
         shape: Of model and batch.
         name: The strategy's class.
+        optimizer: Makes the optimizer.
         arguments: Its arguments beside rank and targets.
     """
     from lightning_peft import strategies
@@ -136,7 +142,26 @@ def ours(shape: Shape, name: str = "LoRA", **arguments: Any) -> Callable[[], Non
     arguments = {"r": shape.r, "target_modules": TARGETS, **arguments}
     strategy = getattr(strategies, name)(**arguments)
     strategy.attach(model)
-    return train_step(model, batch_of(shape), strategy)
+    return train_step(model, batch_of(shape), strategy, optimizer)
+
+
+def in_module(shape: Shape) -> Callable[[], None]:
+    """A step of LoRA with the loss of the package's module, which makes no logits."""
+    from lightning_peft.modules.causal_lm import CausalLMModule
+    from lightning_peft.strategies import LoRA
+
+    adapter = LoRA(r=shape.r, target_modules=TARGETS)
+    module = CausalLMModule("tiny_llama", adapter=adapter)
+    module.model = llama(shape)
+    adapter.attach(module.model)
+    batch = batch_of(shape)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+
+    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        total, count = module.target_loss(batch)
+        return total / count
+
+    return train_step(module.model, batch, adapter, loss=loss)
 
 
 def peft(shape: Shape, kind: str = "LoraConfig", **arguments: Any) -> Callable[[], None]:

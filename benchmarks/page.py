@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pictures
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 TITLES = {
     "steps": "Training steps",
+    "lora": "LoRA and PEFT's, more rounds",
+    "others": "The other strategies",
+    "growth": "Growth",
     "pruned": "PrunedLoRA over its life",
     "loradrop": "LoRA-drop at half the parameters",
     "importance": "The importance callback",
     "loss": "The loss at a large vocabulary",
     "packing": "Packing",
+    "optimizer": "The optimizer's step",
     "startup": "Start-up",
     "inference": "Evaluation and generation",
     "life": "Attaching, saving, loading",
-    "others": "The other strategies",
-    "growth": "Growth",
 }
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
@@ -31,19 +36,28 @@ def write(folder: Path, target: Path = PAGE) -> None:
         folder: Of the sections' files.
         target: The page.
     """
-    found = {n: json.loads(p.read_text()) for n in TITLES if (p := folder / f"{n}.json").is_file()}
     parts = []
-    for name, section in found.items():
-        parts.append(f"### {TITLES[name]}\n\n{_machine(section['machine'])}\n\n{_table(section)}")
-        if name in ("steps", "growth"):
-            picture = target.parent / "images" / f"speed_{name}.png"
+    for name, file, title in _sections(folder):
+        section = json.loads(file.read_text())
+        parts.append(f"### {title}\n\n{_machine(section['machine'])}\n\n{_table(section)}")
+        if name in pictures.DRAWN:
+            picture = target.parent / "images" / f"speed_{file.stem.replace('-', '_')}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
-            {"steps": _draw_steps, "growth": _draw_growth}[name](section, picture)
-            parts.append(f"![{TITLES[name]}](images/{picture.name})")
+            pictures.DRAWN[name](section, picture)
+            parts.append(f"![{title}](images/{picture.name})")
     text = target.read_text() if target.is_file() else f"# Speed\n\n{BEGIN}\n{END}\n"
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     target.write_text(f"{head}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{tail}")
+
+
+def _sections(folder: Path) -> Iterator[tuple[str, Path, str]]:
+    """Name, file and title of what was measured; one for each number of threads."""
+    for name, title in TITLES.items():
+        if (file := folder / f"{name}.json").is_file():
+            yield name, file, title
+        for file in sorted(folder.glob(f"{name}-*-threads.json")):
+            yield name, file, f"{title}, {file.stem.split('-')[1]} threads"
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -53,13 +67,17 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _table(section: dict[str, Any]) -> str:
-    lines = ["| measured | got | quartiles | target | |", "|---|---|---|---|---|"]
+    peaks = any("memory" in row for row in section["rows"])
+    names = ["measured", "got", "quartiles", *(["peak memory"] if peaks else []), "target", ""]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for row in section["rows"]:
         quartiles = f"{_number(row['low'])} – {_number(row['high'])}" if "low" in row else ""
         target, sign = row["target"], "≥" if row.get("at_least") else "≤"
         aim = "" if target is None else f"{sign} {_number(target)}"
         verdict = {None: "", True: "met", False: "**not met**"}[row["met"]]
-        lines.append(f"| {row['name']} | {_number(row['got'])} | {quartiles} | {aim} | {verdict} |")
+        peak = [_number(row["memory"]) if "memory" in row else ""] if peaks else []
+        cells = [row["name"], _number(row["got"]), quartiles, *peak, aim, verdict]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -71,46 +89,3 @@ def _number(value: float) -> str:
         if value > 100
         else f"{value:.3f}"
     )
-
-
-def _axes(width: float, count: int = 1) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(1, count, figsize=(width, 3.6), layout="constrained")
-
-
-def _draw_steps(section: dict[str, Any], path: Path) -> None:
-    rows = [r for r in section["rows"] if r["name"].endswith("/ floor")]
-    figure, axes = _axes(8)
-    names = [r["name"].removesuffix(" / floor") for r in rows]
-    colours = [
-        "tab:grey"
-        if n in ("floor", "full fine-tuning")
-        else "tab:orange"
-        if n.startswith("PEFT")
-        else "tab:blue"
-        for n in names
-    ]
-    spread = [[r["got"] - r["low"] for r in rows], [r["high"] - r["got"] for r in rows]]
-    axes.barh(names, [r["got"] for r in rows], color=colours, xerr=spread)
-    axes.invert_yaxis()
-    axes.set_xlim(0.95)
-    axes.set_xlabel("time of a training step, in steps of the frozen model")
-    figure.savefig(path, dpi=120)
-
-
-def _draw_growth(section: dict[str, Any], path: Path) -> None:
-    axes_of = list(dict.fromkeys(r["axis"] for r in section["rows"]))
-    figure, all_axes = _axes(11, len(axes_of))
-    for axes, axis in zip(all_axes, axes_of, strict=True):
-        for case in ("LoRA", "PEFT LoRA"):
-            rows = [r for r in section["rows"] if r["axis"] == axis and r["case"] == case]
-            axes.plot([r["value"] for r in rows], [r["got"] for r in rows], marker="o", label=case)
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel(axis)
-    all_axes[0].set_ylabel("step, in steps of the frozen model")
-    all_axes[0].legend()
-    figure.savefig(path, dpi=120)

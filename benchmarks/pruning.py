@@ -1,24 +1,21 @@
-"""PrunedLoRA over its life, LoRA-drop, and the importance callback."""
+"""PrunedLoRA over a whole life, and LoRA-drop."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from harness import clock, interleave, ratio, row, save
-from models import Shape, batch_of, floor, llama, loss_of, ours, train_step
+from models import TARGETS, Shape, batch_of, floor, llama, loss_of, ours, train_step
 from torch import Tensor, nn
 
-from lightning_peft.adapters import adapter_layers, keep_components, observe_inputs
-from lightning_peft.callbacks.importance import LayerImportance, csv_text, importance_rows
-from lightning_peft.reports.records import IMPORTANCE
-from lightning_peft.strategies import LoRA, LoRADrop, PrunedLoRA
+from lightning_peft.adapters import adapter_layers
+from lightning_peft.strategies import LoRADrop, PrunedLoRA
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+EVENTS, EVERY = 14, 10  # removals of a life, and steps between two
 
 
 class AuthorsMask(nn.Module):
@@ -33,30 +30,56 @@ class AuthorsMask(nn.Module):
         return z * self.mask
 
 
-def _events(shape: Shape, ranks: list[int], repeat: int) -> dict[int, float]:
-    """Seconds of one removal of two components from every matrix, at some ranks."""
+@dataclass
+class Life:
+    """A run from the first rank to the last.
+
+    Attributes:
+        step: The model's training step, for what comes after.
+        steps: Seconds of each step, what the strategy does in it included.
+        before: Seconds of each step's ``before_step``, which removes where that is due.
+        ranks: Of each step, after it.
+    """
+
+    step: Callable[[], None]
+    steps: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+
+
+def live(shape: Shape, high: int, low: int) -> Life:
+    """Train through all removals, each as many steps after the last."""
     strategy = PrunedLoRA(
-        r=ranks[0], target_r=1, prune_every=1, prune_count=2, target_modules=TARGETS
+        r=high,
+        target_r=low,
+        start_step=EVERY,
+        prune_every=EVERY,
+        prune_count=(high - low) // EVENTS,
+        target_modules=TARGETS,
     )
     model = llama(shape)
     strategy.attach(model)
-    step = train_step(model, batch_of(shape), LoRA())
-    seconds = {}
-    for rank in ranks:
-        for layer in adapter_layers(model).values():
-            keep_components(layer, torch.arange(rank), step.optimizer)  # type: ignore[attr-defined]
-        times = []
-        for _ in range(repeat):
-            loss_of(model, batch_of(shape)).backward()
-            begin = clock()
-            strategy.before_step(model, step.optimizer, 0)  # type: ignore[attr-defined]
-            times.append(clock() - begin)
-            step.optimizer.zero_grad()  # type: ignore[attr-defined]
-        seconds[rank] = statistics.median(times)
-    return seconds
+    before = strategy.before_step
+    found = Life(train_step(model, batch_of(shape), strategy))
+
+    def timed(*arguments: Any) -> None:
+        begin = clock()
+        before(*arguments)
+        found.before.append(clock() - begin)
+
+    strategy.before_step = timed  # type: ignore[method-assign]
+    layers = list(adapter_layers(model).values())
+    for _ in range((EVENTS + 1) * EVERY):
+        begin = clock()
+        found.step()
+        found.steps.append(clock() - begin)
+        found.ranks.append(layers[0].rank)
+    strategy.before_step = before  # type: ignore[method-assign]
+    assert {layer.rank for layer in layers} == {low}
+    return found
 
 
-def _held(step: Callable[[], None]) -> int:
+def held(step: Callable[[], None]) -> int:
     """Bytes of trained parameters, their gradients and moments, after a step."""
     model, optimizer = step.model, step.optimizer  # type: ignore[attr-defined]
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -67,47 +90,44 @@ def _held(step: Callable[[], None]) -> int:
 def life(shape: Shape, rounds: int, **folder: Any) -> None:
     """PrunedLoRA from r = 128 to 16 (four times and half the shape's rank): ``pruned.json``."""
     high, low = 4 * shape.r, shape.r // 2
-    pruned = ours(shape, "PrunedLoRA", r=high, target_r=low, prune_every=1, prune_count=high - low)
-    pruned()  # the one removal
-    middle = (high + low) // 2
+    whole = live(shape, high, low)
     cases = {
         "floor": floor(shape),
         f"LoRA r = {low}": ours(shape, r=low),
-        f"LoRA r = {middle}": ours(shape, r=middle),
         f"LoRA r = {high}": ours(shape, r=high),
-        "PrunedLoRA at the end": pruned,
+        "PrunedLoRA at the end": whole.step,
         "authors' masking at the end": ours(shape, r=high, rank_gate=lambda r: AuthorsMask(r, low)),
     }
     seconds = interleave(cases, rounds, warmup=1)
     end = ratio(seconds, "PrunedLoRA at the end", f"LoRA r = {low}")
     masking = ratio(seconds, "authors' masking at the end", f"LoRA r = {high}")
     kept = ratio(seconds, "authors' masking at the end", f"LoRA r = {low}")
-    events = _events(shape, [high, middle, low + 2], 3)
-    # Cost is close to quadratic between three ranks; the steps' is linear. Each event removes two.
-    count = (high - low) // 2
-    of_events = count * _simpson([events[r] for r in (high, middle, low + 2)])
-    steps = [statistics.median(seconds[f"LoRA r = {r}"]) for r in (high, middle, low)]
-    of_steps = 10 * count * _simpson(steps)
-    held = _held(pruned) / _held(cases[f"LoRA r = {low}"])
+    size = held(whole.step) / held(cases[f"LoRA r = {low}"])
+    first = statistics.median(whole.steps[1:EVERY])
+    share = sum(whole.before) / sum(whole.steps)
+    mean = statistics.mean(whole.steps[1:]) / first
+    title = f"{high} to {low} in {EVENTS} removals, one every {EVERY} steps"
     rows = [
         row("PrunedLoRA's step at the end / LoRA's of that rank", end.pop("median"), 1.03, **end),
-        row("PrunedLoRA's parameters, gradients, moments / LoRA's of that rank", held, 1.0),
-        row("PrunedLoRA's events / time of its life", of_events / (of_events + of_steps), 0.03),
+        row("PrunedLoRA's parameters, gradients, moments / LoRA's of that rank", size, 1.0),
+        row(f"PrunedLoRA's removals / time of its life ({title})", share, 0.03),
+        row("PrunedLoRA's mean step over that life / its first steps", mean),
         row(
             "authors' masking at the end / LoRA at the first rank", masking.pop("median"), **masking
         ),
         row("authors' masking at the end / LoRA at the last rank", kept.pop("median"), **kept),
     ]
+    events = {
+        whole.ranks[at - 1]: whole.before[at]
+        for at in range(EVERY, len(whole.steps), EVERY)
+        if whole.ranks[at] < whole.ranks[at - 1]
+    }
     rows += [
-        row(f"one removal event at r = {rank}, in steps of that model", at / steps[0])
-        for rank, at in events.items()
+        row(f"one removal event at r = {rank}, in the first steps' time", events[rank] / first)
+        for rank in (high, sorted(events)[len(events) // 2], min(events))
     ]
-    save("pruned", rows, seconds=seconds, events=events, shape=repr(shape), **folder)
-
-
-def _simpson(values: list[float]) -> float:
-    """Mean over an interval from its ends and its middle."""
-    return (values[0] + 4 * values[1] + values[2]) / 6
+    over_life = {"seconds": whole.steps, "before_step": whole.before, "ranks": whole.ranks}
+    save("pruned", rows, seconds=seconds, life=over_life, shape=repr(shape), **folder)
 
 
 def _half(model: Any) -> dict[str, dict[str, Any]]:
@@ -134,67 +154,11 @@ def drop(shape: Shape, rounds: int, **folder: Any) -> None:
     begin = clock()
     probe.prepare(probed, lambda share: batches, lambda batch: loss_of(probed, batch))
     probing = (clock() - begin) / len(batches) / statistics.median(seconds["LoRA"])
-    held = _held(dropped) / _held(cases["LoRA"])
     step = ratio(seconds, "LoRA-drop", "LoRA")
+    half = held(dropped) / held(cases["LoRA"])
     rows = [
-        row(
-            "LoRA-drop's parameters, gradients, moments / LoRA's",
-            held,
-            0.5,
-        ),
+        row("LoRA-drop's parameters, gradients, moments / LoRA's", half, 0.5),
         row("LoRA-drop's step / LoRA's", step.pop("median"), **step),
-        row(
-            "probe, in LoRA's steps for each batch of its sample",
-            probing,
-        ),
+        row("probe, in LoRA's steps for each batch of its sample", probing),
     ]
     save("loradrop", rows, seconds=seconds, shape=repr(shape), **folder)
-
-
-def importance(shape: Shape, rounds: int, **folder: Any) -> None:
-    """What the callback adds to a step that it watches: ``importance.json``."""
-    plain, watched = ours(shape), ours(shape)
-    model = watched.model  # type: ignore[attr-defined]
-    callback = LayerImportance(1)
-    with TemporaryDirectory() as place:
-        path = Path(place) / "importance.csv"
-
-        def step() -> None:
-            callback._seen = {}
-            with observe_inputs(model, callback._add):
-                watched()
-                lines = csv_text(importance_rows(0, callback._seen), IMPORTANCE)
-            with path.open("a") as file:
-                file.write(lines)
-
-        seconds = interleave({"LoRA": plain, "watched": step}, rounds, warmup=1)
-    every = ratio(seconds, "watched", "LoRA")
-    extra, more = every["median"] - 1, {k: every[k] - 1 for k in ("low", "high")}
-    naive = _against_naive(model, shape)
-    rows = [
-        row(
-            "importance at every step, share of the step",
-            extra,
-            0.08,
-            **more,
-        ),
-        row("importance every 50 steps, share of the steps", extra / 50, 0.01),
-        row("importance against the naive computation, relative", naive, 1e-5),
-    ]
-    save("importance", rows, seconds=seconds, shape=repr(shape), **folder)
-
-
-@torch.no_grad()
-def _against_naive(model: Any, shape: Shape) -> float:
-    """Largest relative difference from mean ‖ΔW x‖² with a dense ΔW in float64."""
-    worst = 0.0
-
-    def compare(name: str, layer: Any, x: Tensor) -> None:
-        nonlocal worst
-        naive = (x.double() @ layer.delta_weight().double().T).square().sum(-1).mean()
-        got = layer.delta_sq_norm(x).float().sum() / len(x)
-        worst = max(worst, float((got.double() - naive).abs() / naive))
-
-    with observe_inputs(model, compare):
-        loss_of(model, batch_of(shape))
-    return worst

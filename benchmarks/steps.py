@@ -1,11 +1,14 @@
-"""Training steps: every strategy against PEFT's equivalent and the floor, in time and memory."""
+"""Training steps that have targets, beside PEFT's equivalent and the floor, in time and memory."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from harness import Seconds, interleave, overhead_ratio, ratio, row, save, tensor_peak
 from models import Shape, floor, full, ours, peft
+from parts import optimizer_step, products
 
 # Of equal steps in one table: ours, what it is held against, and the most that it may take of it.
 TARGETS = [
@@ -16,6 +19,17 @@ TARGETS = [
     ("DropLoRA step, r = 128", "LoRA, r = 128", 0.7),
     ("DoRA", "PEFT DoRA", 0.75),
 ]
+# The same of peak memory.
+MEMORY = [
+    ("LoRA", "PEFT LoRA", None),
+    ("LoRA, dropout 0.05", "PEFT LoRA, dropout 0.05", 0.8),
+    ("LoRA, shared dropout 0.05", "PEFT LoRA, dropout 0.05", None),
+    ("DoRA", "PEFT DoRA", None),
+]
+
+
+PRODUCTS, ADAMW = "products with A and B alone", "AdamW alone"
+DROPPED = "products and shared dropout's passes alone"
 
 
 def run(shape: Shape, rounds: int, **folder: Any) -> None:
@@ -36,78 +50,60 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
         "DoRA": ours(shape, "DoRA"),
         "PEFT DoRA": peft(shape, use_dora=True),
     }
-    seconds = interleave(cases, rounds, warmup=1)
-    memory = {name: tensor_peak(case) for name, case in cases.items()}
-    rows = [
-        row(f"{name} / floor", ratio(seconds, name, "floor")["median"], **_more(seconds, name))
-        for name in cases
-    ]
+    parts = {
+        PRODUCTS: products(shape),
+        DROPPED: products(shape, dropout=True),
+        ADAMW: optimizer_step(shape),
+    }
+    seconds = interleave({**cases, **parts}, rounds, warmup=1)
+    memory = peaks(cases)
+    rows = above_floor({name: seconds[name] for name in cases}, memory)
     rows += [
         row(f"overhead: {name} / {peer}", overhead_ratio(seconds, name, peer, "floor"), most)
         for name, peer, most in TARGETS
     ]
     token = ratio(seconds, "DropLoRA token", "LoRA")
     rows.append(row("step: DropLoRA token / LoRA", token.pop("median"), 1.03, **token))
-    for name, peer, most in (
-        ("LoRA", "PEFT LoRA", None),
-        ("LoRA, dropout 0.05", "PEFT LoRA, dropout 0.05", 0.8),
-        ("LoRA, shared dropout 0.05", "PEFT LoRA, dropout 0.05", None),
-        ("DoRA", "PEFT DoRA", None),
-    ):
-        rows.append(row(f"peak memory: {name} / {peer}", memory[name] / memory[peer], most))
+    rows += memory_rows(memory, MEMORY)
+    rows += [row(f"{name} / floor", ratio(seconds, name, "floor")["median"]) for name in parts]
+    for part, peer in ((PRODUCTS, "PEFT LoRA"), (DROPPED, "PEFT LoRA, dropout 0.05")):
+        least = statistics.median(map(sum, zip(seconds[part], seconds[ADAMW], strict=True)))
+        peers = zip(seconds[peer], seconds["floor"], strict=True)
+        above = statistics.median(step - floor for step, floor in peers)
+        rows.append(row(f"{part}, and {ADAMW} / overhead of {peer}", least / above))
     save("steps", rows, seconds=seconds, memory=memory, shape=repr(shape), **folder)
 
 
-def others(shape: Shape, rounds: int, **folder: Any) -> None:
-    """The strategies without a target, and PEFT's where it has them: ``others.json``."""
-    cases = {
-        "floor": floor(shape),
-        "LoRA": ours(shape),
-        "rsLoRA": ours(shape, use_rslora=True),
-        "PiSSA": ours(shape, "PiSSA"),
-        "PEFT PiSSA": peft(shape, init_lora_weights="pissa_niter_4"),
-        "MiLoRA": ours(shape, "MiLoRA"),
-        "SparseAdapter": ours(shape, "SparseAdapter"),
-        "AdaLoRA": ours(shape, "AdaLoRA", total_step=10**6, target_r=shape.r // 2),
-        "PEFT AdaLoRA": peft(shape, "AdaLoraConfig", init_r=shape.r, total_step=10**6),
-        "VeRA": ours(shape, "VeRA", r=8 * shape.r),
-        "TiedLoRA": ours(shape, "TiedLoRA"),
-        "GaLore": ours(shape, "GaLore"),
-    }
-    seconds = interleave(cases, rounds, warmup=1)
-    memory = {name: tensor_peak(case) for name, case in cases.items()}
-    rows = [
-        row(f"{name} / floor", ratio(seconds, name, "floor")["median"], **_more(seconds, name))
-        for name in cases
-    ]
-    save("others", rows, seconds=seconds, memory=memory, shape=repr(shape), **folder)
+def close(shape: Shape, rounds: int, **folder: Any) -> None:
+    """The smallest of these differences, with nothing beside it and more rounds: ``lora.json``."""
+    cases = {"floor": floor(shape), "LoRA": ours(shape), "PEFT LoRA": peft(shape)}
+    seconds = interleave(cases, rounds, warmup=2)
+    rows = above_floor(seconds, peaks(cases))
+    name, peer, most = TARGETS[0]
+    title = f"overhead: {name} / {peer}"
+    rows.append(row(title, overhead_ratio(seconds, name, peer, "floor"), most))
+    save("lora", rows, seconds=seconds, shape=repr(shape), **folder)
 
 
-def growth(shape: Shape, rounds: int, **folder: Any) -> None:
-    """Steps as rank, layers, length and vocabulary grow: ``growth.json``."""
-    small = shape.but(hidden=shape.hidden // 2, intermediate=shape.intermediate // 2)
-    tiny = shape.tokens < 64
-    sweeps: dict[str, list[Any]] = {
-        "r": [8, 32] if tiny else [8, 32, 128, 512],
-        "layers": [1, 2] if tiny else [2, 6, 12],
-        "tokens": [8, 16] if tiny else [64, 256, 1024],
-        "vocabulary": [64, 128] if tiny else [1024, 8192, 32768],
-    }
+def peaks(cases: dict[str, Callable[[], Any]]) -> dict[str, int]:
+    """Peak memory of each case, in bytes."""
+    return {name: tensor_peak(case) for name, case in cases.items()}
+
+
+def above_floor(seconds: Seconds, memory: dict[str, int]) -> list[dict[str, Any]]:
+    """Every case's step in steps of the frozen model, and its peak memory in that of one."""
     rows = []
-    for axis, values in sweeps.items():
-        for value in values:
-            at = small.but(**{axis: value})
-            cases = {"floor": floor(at), "LoRA": ours(at), "PEFT LoRA": peft(at)}
-            seconds = interleave(cases, rounds, warmup=1)
-            for name in ("LoRA", "PEFT LoRA"):
-                got = ratio(seconds, name, "floor")
-                rows.append(
-                    row(f"{name} / floor at {axis} = {value}", got.pop("median"), **got)
-                    | {"axis": axis, "value": value, "case": name}
-                )
-    save("growth", rows, shape=repr(small), **folder)
+    for name in seconds:
+        got, peak = ratio(seconds, name, "floor"), memory[name] / memory["floor"]
+        rows.append(row(f"{name} / floor", got.pop("median"), memory=peak, **got))
+    return rows
 
 
-def _more(seconds: Seconds, name: str) -> dict[str, float]:
-    got = ratio(seconds, name, "floor")
-    return {"low": got["low"], "high": got["high"]}
+def memory_rows(
+    memory: dict[str, int], pairs: Iterable[tuple[str, str, float | None]]
+) -> list[dict[str, Any]]:
+    """Peak memory of one case over that of another."""
+    return [
+        row(f"peak memory: {name} / {peer}", memory[name] / memory[peer], most)
+        for name, peer, most in pairs
+    ]

@@ -539,7 +539,7 @@ def load_optimizer_state(optimizer: Any, saved: dict[str, Any]) -> None:
                 _begin_moment(p, optimizer, key, v)
                 _keeper(p).write_moment(p, optimizer, key, v)
             else:
-                _engine_state(p, optimizer)[key] = v.clone() if isinstance(v, Tensor) else v
+                _engine_state(p, optimizer)[key] = _placed(v, p, optimizer)
 
 
 def mark_flat(optimizer: Any) -> None:
@@ -580,6 +580,17 @@ def _other_state(p: nn.Parameter, optimizer: Any) -> dict[str, Any]:
         for key, v in _engine_state(p, optimizer).items()
         if not isinstance(v, Tensor) or v.dim() == 0
     }
+
+
+def _placed(value: Any, p: nn.Parameter, optimizer: Any) -> Any:
+    """What is no moment, where the optimizer has it: a fused one counts steps on the device."""
+    if not isinstance(value, Tensor):
+        return value
+    groups, keeper = optimizer.param_groups, _keeper(p)
+    if any(group.get("fused") or group.get("capturable") for group in groups):
+        own = keeper._shares(p)[0] if issubclass(keeper, _Zero12) else p
+        return value.to(own.device, torch.float32, copy=True)
+    return value.clone()
 
 
 def _begin_moment(p: nn.Parameter, optimizer: Any, key: str, like: Tensor) -> None:

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from lightning_peft.adapters import adapter_layers, adapter_state_dict, trainable_parameters
@@ -143,7 +145,7 @@ def value_bytes(tensors: Iterable[Tensor]) -> int:
 
 def optimizer_state(module: AdaptedModule, trained: list[nn.Parameter]) -> list[Tensor]:
     """The tensors of the optimizer's state after one step with the module's own optimizer."""
-    optimizer = module.adapter.optimizer(trained, module.make_optimizer)
+    optimizer = module.adapter.optimizer(trained, _on_meta(module.make_optimizer))
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     # Without the hooks of step, by which a strategy finds out that it was not called.
@@ -153,6 +155,19 @@ def optimizer_state(module: AdaptedModule, trained: list[nn.Parameter]) -> list[
         parameter.grad = None
     found = [value for state in optimizer.state.values() for value in state.values()]
     return [value for value in found if isinstance(value, Tensor)]
+
+
+def _on_meta(make: OptimizerCallable) -> OptimizerCallable:
+    """An optimizer's step without its fused kernel, which meta tensors have none of."""
+
+    def made(params: Iterable[nn.Parameter]) -> Optimizer:
+        optimizer = make([nn.Parameter(torch.zeros(1))])
+        if not optimizer.defaults.get("fused"):
+            return make(params)
+        optimizer.param_groups[0].update(params=list(params), fused=False)
+        return optimizer
+
+    return made
 
 
 # Activations.

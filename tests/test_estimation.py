@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,16 @@ def test_counts_and_bytes_are_those_of_a_real_step(name: str) -> None:
     optimizer.step()
     state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
     assert found.optimizer == nbytes(state)
+
+
+def test_a_fused_optimizer_has_the_same_state() -> None:
+    fused, plain = (
+        CausalLMModule(
+            "tiny_llama", adapter=LoRA(8), optimizer=partial(torch.optim.AdamW, fused=fused)
+        )
+        for fused in (True, False)
+    )
+    assert estimate(fused, ROWS, TOKENS).optimizer == estimate(plain, ROWS, TOKENS).optimizer
 
 
 @pytest.mark.parametrize("name", ["DropLoRA", "DoRA", "PiSSA", "VeRA", "TiedLoRA", "SparseAdapter"])

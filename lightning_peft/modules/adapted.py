@@ -27,6 +27,7 @@ from lightning_peft.modules.checkpoint import (
     strategy_state,
     widen_optimizer_states,
 )
+from lightning_peft.modules.liger import apply_liger, check_liger
 from lightning_peft.modules.loading import check_model, check_training
 from lightning_peft.modules.random_state import (
     get_random_state,
@@ -57,6 +58,8 @@ class AdaptedModule(LightningModule):
             Needs the extra ``bitsandbytes``.
         gradient_checkpointing: Recompute activations in the backward pass.
         attn_implementation: As in transformers; None for its choice.
+        liger: On a GPU, run the base's RoPE, RMSNorm and SwiGLU by Liger's kernels. Needs the extra
+            ``liger``.
         peft_path: An adapter in PEFT's format to validate, test or predict with instead of a
             strategy.
     """
@@ -72,6 +75,7 @@ class AdaptedModule(LightningModule):
         quantization: str | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        liger: bool = False,
         peft_path: str | None = None,
     ) -> None:
         super().__init__()
@@ -84,6 +88,7 @@ class AdaptedModule(LightningModule):
         self.quantization = quantization
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
+        self.liger = liger
         self.peft_path = peft_path
         # A checkpoint holds the adapters only.
         self.strict_loading = False
@@ -133,8 +138,10 @@ class AdaptedModule(LightningModule):
         """Refuse a wrong model or optimizer before the data module asks for the tokenizer."""
         engines.check(self.trainer.strategy, self.adapter)
         check_model(self.model_name_or_path, self.dtype_name, self.quantization)
+        if self.liger:
+            check_liger(self.trainer.strategy.root_device)
         if self.trainer.state.fn in ("fit", "validate"):  # which may come first in a fit
-            check_training(self.make_optimizer, self.lr_scheduler_type)
+            check_training(self.make_optimizer, self.lr_scheduler_type, self.trainer)
 
     def configure_model(self) -> None:
         """Load the base and attach the strategy, once; works without a trainer too."""
@@ -214,6 +221,8 @@ class AdaptedModule(LightningModule):
 
     def _build(self) -> None:
         model = self._base()
+        if self.liger and self._trainer is not None:  # elsewhere a model may be on a CPU
+            apply_liger(model)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

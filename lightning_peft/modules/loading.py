@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
+from torch.optim import Optimizer
 
 from lightning_peft.modules.quantization import check_quantization, keep_exact, quantized
 
@@ -83,15 +86,17 @@ def _first_sentence(error: BaseException) -> str:
     return " ".join(str(error).split()).split(". ")[0]
 
 
-def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str) -> None:
+def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str, trainer: Trainer) -> None:
     """Refuse an optimizer's or a schedule's wrong arguments before a model is loaded.
 
     Args:
         optimizer: Makes the optimizer from parameters.
         lr_scheduler_type: Name of the schedule.
+        trainer: Whose precision and clipping the optimizer has to go with.
 
     Raises:
-        ValueError: If the optimizer refuses its arguments, or there is no such schedule.
+        ValueError: If the optimizer refuses its arguments, there is no such schedule, or a fused
+            optimizer would have gradients scaled or not clipped.
     """
     from transformers import SchedulerType
 
@@ -101,9 +106,29 @@ def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str) -> None
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
         raise ValueError(f"model.lr_scheduler_type: {lr_scheduler_type!r} is no schedule; {hint}")
     try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))])
+        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
     except ValueError as error:
         raise ValueError(f"model.optimizer: {_first_sentence(error).rstrip('.')}.") from error
+    _check_fused(made, trainer)
+
+
+def _check_fused(optimizer: Optimizer, trainer: Trainer) -> None:
+    """Refuse a step that unscales gradients by itself where they are read or clipped before it."""
+    precision = trainer.precision_plugin
+    if not isinstance(precision, MixedPrecision) or not any(
+        group.get("fused") for group in optimizer.param_groups
+    ):
+        return
+    if precision.scaler is not None:
+        raise ValueError(
+            "model.optimizer.fused: with trainer.precision 16-mixed a fused step unscales "
+            "gradients by itself, too late for what looks at them before; set it to false."
+        )
+    if trainer.gradient_clip_val:
+        raise ValueError(
+            "model.optimizer.fused: with trainer.precision bf16-mixed Lightning clips no gradients "
+            "for a fused step; set it to false, or trainer.gradient_clip_val to null."
+        )
 
 
 def _compute_dtype(name: str, dtype: str) -> torch.dtype:

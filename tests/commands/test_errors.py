@@ -113,6 +113,8 @@ ARGUMENTS = [
     (["--model.dtype", "float"], "model.dtype must be one of auto, float32"),
     (["--model.lr_scheduler_type", "liner"], "model.lr_scheduler_type: 'liner' is no schedule; did you mean linear?"),
     (["--model.optimizer.lr", -1], "model.optimizer: Invalid learning rate: -1.0."),
+    (["--model.optimizer.fused", "true", "--trainer.precision", "bf16-mixed"], "bf16-mixed Lightning clips no gradients for a fused step; set it to false, or trainer.gradient_clip_val to null."),
+    (["--model.liger", "true"], "model.liger: Liger's kernels run on GPUs, and this run is on the CPU; set it to false."),
     (["--model.adapter.target_modules", "[q_porj]"], "target_modules: 'q_porj' matches no linear layer; near names are q_proj"),
     (["--model.model_name_or_path", "./nowhere"], "model.model_name_or_path: the folder ./nowhere does not exist."),
     (["--model.model_name_or_path", "meta-llama/Nothing"], "meta-llama/Nothing is no folder, is not in the local cache, and the hub cannot be reached."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -136,9 +137,7 @@ def fit(
     """
     torch.manual_seed(0)
     random.seed(0)
-    lr = {"AdamW": 1e-2, "SGD": 1e-1}[optimizer]
-    kind = getattr(torch.optim, optimizer)
-    module = make("tiny_llama", adapter=adapter, optimizer=lambda p: kind(p, lr=lr))
+    module = make("tiny_llama", adapter=adapter, optimizer=OPTIMIZERS[optimizer])
     watch = Watch(save_at, path)
     made = Trainer(
         accelerator="cpu",
@@ -188,6 +187,11 @@ def _deltas(module: Any) -> dict[str, Tensor]:
 
 
 Task = Callable[[str, int, Path], Any]
+OPTIMIZERS = {
+    "AdamW": functools.partial(torch.optim.AdamW, lr=1e-2),
+    "fused AdamW": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),
+    "SGD": functools.partial(torch.optim.SGD, lr=1e-1),
+}
 
 
 def process(rank: int, world: int, port: int, task: Task, name: str, folder: str) -> None:

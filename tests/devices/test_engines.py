@@ -16,13 +16,17 @@ from lightning_peft.runs import read_checkpoint
 from lightning_peft.strategies import DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
 ENGINES = ("ddp", pytest.param("zero1", marks=pytest.mark.slow), "zero2", "zero3", "fsdp")
-SAVED_AFTER = 10
+SAVED_AFTER, FUSED = 10, "fused AdamW"
 Results = dict[str, dict[str, Any]]
 
 
 def pruned(**changes: Any) -> PrunedLoRA:
     schedule = {"r": 8, "target_r": 2, "start_step": 2, "prune_every": 5, "prune_count": 2}
     return PrunedLoRA(**{**schedule, **changes})
+
+
+def recovered() -> PrunedLoRA:
+    return pruned(recovery="activation")
 
 
 def every_strategy(name: str, rank: int, folder: Path) -> Results:
@@ -37,7 +41,7 @@ def every_strategy(name: str, rank: int, folder: Path) -> Results:
         "pruned, SGD": fit(name, pruned(), folder, "SGD"),
         "droplora, p = 0": fit(name, DropLoRA(r=4, p=0.0), folder),
         "loradrop": fit(name, LoRADrop(r=4, threshold=0.6, probe_epochs=1, layout=layout), folder),
-        "pruned": fit(name, pruned(recovery="activation"), folder, save_at=SAVED_AFTER, path=saved),
+        "pruned": fit(name, recovered(), folder, FUSED, save_at=SAVED_AFTER, path=saved),
         "masked": fit(name, DropLoRA(**drop), folder, save_at=SAVED_AFTER, path=masked),
     }
     if name == "zero3":
@@ -51,8 +55,8 @@ def every_strategy(name: str, rank: int, folder: Path) -> Results:
         return done
     return {
         **done,
-        "pruned, resumed": fit(name, pruned(recovery="activation"), folder, resume=saved),
-        "pruned, moved": fit(name, pruned(recovery="activation"), folder, resume=before),
+        "pruned, resumed": fit(name, recovered(), folder, FUSED, resume=saved),
+        "pruned, moved": fit(name, recovered(), folder, FUSED, resume=before),
         "masked, resumed": fit(name, DropLoRA(**drop), folder, resume=masked),
     }
 
