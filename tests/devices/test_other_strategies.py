@@ -66,7 +66,9 @@ def test_other_strategies_train_as_on_one_device(tmp_path: Path) -> None:
                 assert run["decisions"] == reference["decisions"], (name, kind)
                 assert run["state"].keys() == reference["state"].keys(), (name, kind)
                 for tensor, value in reference["state"].items():
-                    distance = float((run["state"][tensor] - value).norm())
+                    # Masks are equal, values to rounding.
+                    found, value = run["state"][tensor].double(), value.double()
+                    distance = float((found - value).norm())
                     limit = 1e-4 * max(float(value.norm()), 1e-3)
                     assert distance <= limit, (name, kind, tensor, distance)
                     assert torch.isfinite(value).all()
