@@ -96,8 +96,9 @@ class LayerImportance(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the decisions and draw the picture; also of a run killed after its last step."""
+        # A broadcast: on every rank, also where the first has its folder already.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if self._folder is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast
             undrawn = (folder / "importance.csv").is_file() and not (
                 folder / "importance.png"
             ).is_file()
