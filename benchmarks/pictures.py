@@ -80,7 +80,7 @@ def growth(section: Section, path: Path) -> None:
             axes.set_xscale("log", base=2)
             axes.grid(alpha=0.3)
         time.axhline(1, color="black", linewidth=0.8)
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.05 * memory.get_ylim()[1])
         memory.yaxis.set_major_formatter("{x:,.0f}")
         memory.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         memory.minorticks_off()
