@@ -196,7 +196,7 @@ class AdaptedModule(LightningModule):
             raise LoadsWhole("model.peft_path puts an adapter on it")
         if engines.WEIGHTS_AT_ATTACH in self.adapter.needs:
             raise LoadsWhole(f"{name} reads its weights when attached")
-        if self.trainer.state.fn == "fit" and not self._resumes and self._looks_at_data:
+        if self.trainer.state.fn == "fit" and not self._resumes and self.adapter.looks_at_data:
             raise LoadsWhole(f"{name} looks at data before training")
 
     def _attach(self, model: Any) -> None:
@@ -235,7 +235,7 @@ class AdaptedModule(LightningModule):
 
     def _refuse_probe(self) -> None:
         """Refuse a strategy that looks at data, before the base is loaded in shares for good."""
-        if engines.cuts_before_probe(self.trainer.strategy) and self._looks_at_data:
+        if engines.cuts_before_probe(self.trainer.strategy) and self.adapter.looks_at_data:
             raise ValueError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
                 f"{engines.name_of(self.trainer.strategy)} has cut the weights: give "
@@ -274,11 +274,6 @@ class AdaptedModule(LightningModule):
         )
         if trainable_parameters(self.model, include_saved=True) != before:
             rank_zero_info(str(make_report(self.model, type(self.adapter).__name__, {})))
-
-    @property
-    def _looks_at_data(self) -> bool:
-        prepares = type(self.adapter).prepare is not AdapterStrategy.prepare
-        return prepares and not getattr(self.adapter, "layout", None)
 
     def configure_optimizers(self) -> Any:
         """The strategy's optimizer, and a schedule that steps with it."""

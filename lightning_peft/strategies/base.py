@@ -172,6 +172,11 @@ class AdapterStrategy(Callback):
         """Set a layer's parameters before training; the layer should equal its base."""
         layer.reset_parameters(self.init_lora_weights)
 
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether :meth:`prepare` will ask for data, so that the base has to be whole by then."""
+        return type(self).prepare is not AdapterStrategy.prepare
+
     def prepare(
         self,
         model: nn.Module,

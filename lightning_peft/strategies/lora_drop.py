@@ -97,6 +97,11 @@ class LoRADrop(AdapterStrategy):
         self.apply(model, layout)
         return make_report(model, report.strategy, report.matched)
 
+    @property
+    def looks_at_data(self) -> bool:
+        """Unless a layout is given."""
+        return not (self.layout or self.layout_file)
+
     def prepare(
         self,
         model: nn.Module,
