@@ -141,16 +141,17 @@ class DeepSpeed(_OneFile, DeepSpeedStrategy):
         self.on_cpu = not torch.cuda.is_available()
         if self.on_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # From a configuration jsonargparse gives all of Lightning's arguments too. A log of batch
+        # sizes would need one, and the loader's own cannot be asked for.
+        if more.get("logging_batch_size_per_gpu", "auto") == "auto":
+            more["logging_batch_size_per_gpu"] = 1
         super().__init__(
             stage=stage,
             offload_optimizer=offload_optimizer,
             offload_parameters=offload_parameters,
             reduce_bucket_size=reduce_bucket_size,
-            allgather_bucket_size=reduce_bucket_size,
             process_group_backend=process_group_backend or ("gloo" if self.on_cpu else None),
             exclude_frozen_parameters=exclude_frozen_parameters,
-            # What a log of batch sizes would need; the loader's own is not asked for.
-            logging_batch_size_per_gpu=1,
             **more,
         )
         if offload_optimizer and isinstance(self.config, dict):
