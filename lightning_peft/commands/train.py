@@ -170,6 +170,11 @@ class PeftCLI(LightningCLI):
         rank_zero_info(f"run folder: {self.folder}")
         if self.ckpt_path is not None or not self._get(self.config, "validate_first"):
             return
+        if engines.cuts_before_probe(self.trainer.strategy):
+            raise ValueError(
+                "validate_first: DeepSpeed ZeRO-3 wraps a model once and not again for fit; give "
+                "--validate_first false, and score the base by lightning-peft validate."
+            )
         self.trainer.validate(self.model, self.datamodule, verbose=False)
         self.before = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         # Fit adds the module's callbacks again, and warns of those that are there already.
