@@ -183,7 +183,9 @@ def test_a_second_process_that_never_meets_the_first_ends_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "name", ["ddp", *(pytest.param(n, marks=pytest.mark.long) for n in ("zero2", "fsdp"))]
+)
 def test_a_command_that_was_interrupted_in_every_way_ends_as_one_that_was_not(
     name: str, tmp_path: Path, begin: Callable[..., Job]
 ) -> None:
