@@ -414,6 +414,11 @@ def resizable(p: nn.Parameter) -> bool:
     return not is_distributed() and _keeper(p) is _Whole
 
 
+def is_cut(p: nn.Parameter) -> bool:
+    """Whether this process holds a piece of a parameter only."""
+    return _keeper(p) in (_Fsdp, _Zero3)
+
+
 def shape(p: nn.Parameter) -> torch.Size:
     """A parameter's shape, also where this process holds a piece of it."""
     return _keeper(p).shape(p)

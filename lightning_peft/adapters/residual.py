@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_peft import distributed
 from lightning_peft.adapters.dense import is_quantized
 from lightning_peft.adapters.layer import LoRALinear
 
@@ -63,9 +64,13 @@ class ResidualLinear(LoRALinear):
 
     @torch.no_grad()
     def _take(self, sign: int) -> None:
-        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        weight: nn.Parameter = self.base.weight  # type: ignore[assignment]
         part = self.scaling * (self.start_B @ self.start_A)
-        weight.data = (weight.to(part.dtype) - sign * part).to(weight.dtype)
+        changed = (distributed.value(weight).to(part.dtype) - sign * part).to(weight.dtype)
+        if distributed.is_cut(weight):
+            distributed.write(weight, changed)
+        else:
+            weight.data = changed
         self._taken = sign > 0
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from lightning_peft.strategies import (
     VeRA,
 )
 
+SAVED_AFTER = 10
 NAMES = {"single": "one device", "ddp": "DDP", "zero2": "DeepSpeed ZeRO-2"}
 NAMES |= {"zero3": "DeepSpeed ZeRO-3", "fsdp": "FSDP2"}
 MADE: dict[str, Callable[[], AdapterStrategy]] = {
@@ -42,12 +43,19 @@ MADE: dict[str, Callable[[], AdapterStrategy]] = {
 
 
 def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
-    """SGD, which tells small differences of gradients; AdaLoRA's budget falls under AdamW."""
+    """Whole runs, each of which its resumed second half equals bit for bit.
+
+    SGD, which tells small differences of gradients; AdaLoRA's budget falls under AdamW.
+    """
     done = {}
     for kind, make in MADE.items():
         if make().needs - {WEIGHTS_AT_ATTACH} <= ENGINES[NAMES[name]]:
             optimizer = "AdamW" if kind in ("AdaLoRA", "GaLore") else "SGD"
-            done[kind] = engine_worker.fit(name, make(), folder, optimizer)
+            path = folder / f"{name}-{kind}.ckpt"
+            done[kind] = engine_worker.fit(name, make(), folder, optimizer, SAVED_AFTER, path=path)
+            resumed = engine_worker.fit(name, make(), folder, optimizer, resume=path)
+            for tensor, value in done[kind]["state"].items():
+                assert torch.equal(resumed["state"][tensor], value), (name, kind, tensor)
     return done
 
 
