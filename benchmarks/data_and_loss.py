@@ -14,11 +14,14 @@ from models import Shape, llama
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_peft.datamodules.batches import training_batch
-from lightning_peft.datamodules.packing import packed_batch, packs_of
-from lightning_peft.datamodules.samplers import LengthGroupedBatchSampler, RandomBatchSampler
+from lightning_peft.datamodules.loading.batches import training_batch
+from lightning_peft.datamodules.loading.packing import packed_batch, packs_of
+from lightning_peft.datamodules.loading.samplers import (
+    LengthGroupedBatchSampler,
+    RandomBatchSampler,
+)
+from lightning_peft.models.loss import chunked_loss
 from lightning_peft.modules.causal_lm import CausalLMModule
-from lightning_peft.modules.loss import chunked_loss
 from lightning_peft.strategies import LoRA
 
 RECORDS = Path(__file__).parents[2] / "shared" / "data" / "commonsense"

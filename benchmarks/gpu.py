@@ -23,8 +23,8 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_peft import distributed, trainable_parameters
-from lightning_peft.datamodules.loader import ResumableDataLoader
-from lightning_peft.datamodules.samplers import RandomBatchSampler
+from lightning_peft.datamodules.loading.loader import ResumableDataLoader
+from lightning_peft.datamodules.loading.samplers import RandomBatchSampler
 from lightning_peft.engines import DeepSpeed
 from lightning_peft.modules import CausalLMModule
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, LoRADrop, PrunedLoRA

@@ -12,6 +12,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from lightning_peft.errors import UserError
+
 TRAINER_COMMANDS = {
     "fit": "train an adapter",
     "validate": "validation loss and accuracy of a checkpoint",
@@ -77,7 +79,7 @@ def _dispatch(words: list[str]) -> None:
 
         near = difflib.get_close_matches(words[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
         hint = f"did you mean {near[0]}?" if near else "see lightning-peft --help."
-        raise ValueError(f"{words[0]!r} is no command; {hint}")
+        raise UserError(f"{words[0]!r} is no command; {hint}")
 
 
 def _is_sentence(error: Exception) -> bool:

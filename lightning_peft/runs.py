@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lightning_peft.atomic import is_held, write_atomically
+from lightning_peft.errors import MissingFile, UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -40,8 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If it is cut off or damaged.
+            MissingFile: If there is none.
+            UserError: If it is cut off or damaged.
         """
         return read_checkpoint(path, map_location)
 
@@ -57,21 +58,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         The checkpoint.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is cut off or damaged.
+        MissingFile: If there is none.
+        UserError: If it is cut off or damaged.
     """
     if Path(path).is_dir():
-        raise ValueError(
+        raise UserError(
             f"{path} is a folder of shards that another program wrote; checkpoints here are single "
             "files, under every engine."
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"the checkpoint {path} does not exist.")
+        raise MissingFile(f"the checkpoint {path} does not exist.")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
         reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {path} is cut off or damaged ({reason}); resume from the one "
             "before it."
         ) from error
@@ -126,7 +127,7 @@ def find_last(root: str | Path) -> Path:
         The checkpoint's path.
 
     Raises:
-        FileNotFoundError: If there is none.
+        MissingFile: If there is none.
     """
     root = Path(root)
     folders = [root, *(root / f"version_{n}" for n in sorted(_versions(root), reverse=True))]
@@ -143,7 +144,7 @@ def find_last(root: str | Path) -> Path:
                 rank_zero_warn(str(error))
                 continue
             return path
-    raise FileNotFoundError(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
+    raise MissingFile(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
 
 
 def find_restart(root: str | Path, given: Path | None) -> Path | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_peft import distributed
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.errors import UserError
 
 ALL_LINEAR = "all-linear"
 _HEADS = ("score", "classifier")  # of classification models, PEFT's SEQ_CLS_HEAD_NAMES
@@ -36,17 +37,17 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def _nothing_matched(pattern: str, names: Sequence[str]) -> ValueError:
+def _nothing_matched(pattern: str, names: Sequence[str]) -> UserError:
     tails = sorted({name.rsplit(".", 1)[-1] for name in names})
     if pattern in tails:
-        return ValueError(
+        return UserError(
             f"target_modules: as a regex {pattern!r} matches no linear layer's full name; the list "
             f"[{pattern}] names those that end so."
         )
     near = (
         difflib.get_close_matches(pattern.rsplit(".", 1)[-1], tails, n=3, cutoff=0.5) or tails[:8]
     )
-    return ValueError(
+    return UserError(
         f"target_modules: {pattern!r} matches no linear layer; near names are {', '.join(near)}."
         if tails
         else f"target_modules: {pattern!r} matches nothing, since the model has no linear layer."
@@ -72,7 +73,7 @@ def match_targets(
         For each pattern the full names of the linears that it matched first, in the model's order.
 
     Raises:
-        ValueError: If a pattern matches nothing (near names are listed), is no regex, or matches
+        UserError: If a pattern matches nothing (near names are listed), is no regex, or matches
             only modules that are not linear.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -105,7 +106,7 @@ def _fullmatch(pattern: str, name: str) -> bool:
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise ValueError(
+        raise UserError(
             f"target_modules: {pattern!r} is not a regular expression: {error}."
         ) from error
 
@@ -113,7 +114,7 @@ def _fullmatch(pattern: str, name: str) -> bool:
 def _refuse_other_types(model: nn.Module, pattern: str) -> None:
     for name, module in model.named_modules():
         if name and _matches(name, pattern):
-            raise ValueError(
+            raise UserError(
                 f"target_modules: {pattern!r} names {name}, a {type(module).__name__}; "
                 "only torch.nn.Linear and its subclasses can be adapted."
             )

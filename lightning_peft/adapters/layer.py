@@ -21,6 +21,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters.dropout import InputDropout
 from lightning_peft.adapters.functional import add_up, base_and_down, is_plain, lora_linear
 from lightning_peft.adapters.gates import chosen_components, gate_diagonal
+from lightning_peft.errors import UserError
 
 
 def in_autocast(x: Tensor, *lora: Tensor) -> tuple[Tensor, ...]:
@@ -71,7 +72,7 @@ class LoRALinear(nn.Module):
             base's.
 
     Raises:
-        ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+        UserError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
     """
 
     def __init__(
@@ -86,9 +87,9 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         if r < 1:
-            raise ValueError(f"r must be at least 1, got {r}.")
+            raise UserError(f"r must be at least 1, got {r}.")
         if not 0 <= lora_dropout < 1:
-            raise ValueError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
+            raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         self.base = base
         self.in_features: int = base.in_features  # type: ignore[assignment]
         self.out_features: int = base.out_features  # type: ignore[assignment]
@@ -114,10 +115,10 @@ class LoRALinear(nn.Module):
                 changes the function at once and serves tests only.
 
         Raises:
-            ValueError: If ``init_lora_weights`` is none of these.
+            UserError: If ``init_lora_weights`` is none of these.
         """
         if init_lora_weights not in (True, False, "gaussian"):
-            raise ValueError(
+            raise UserError(
                 f"init_lora_weights must be true, false or 'gaussian', got {init_lora_weights!r}."
             )
         if self.lora_A.is_meta:

@@ -8,6 +8,7 @@ from torch import nn
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.dense import dense_weight, is_quantized, plain_linear, rounds_inputs
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.errors import UserError
 
 
 def _merged(layer: LoRALinear) -> nn.Module:
@@ -38,27 +39,27 @@ def merge(model: nn.Module, dequantize: bool = False) -> nn.Module:
         The model.
 
     Raises:
-        ValueError: If the model has no adapters; if a base is quantized and ``dequantize`` is
+        UserError: If the model has no adapters; if a base is quantized and ``dequantize`` is
             False, or rounds its inputs too, so that no plain linear equals it; if a base shares its
             weight with another module.
     """
     layers = adapter_layers(model)
     if not layers:
-        raise ValueError("the model has no adapters to merge.")
+        raise UserError("the model has no adapters to merge.")
     for name, layer in layers.items():
         if is_quantized(layer.base) and not dequantize:
-            raise ValueError(
+            raise UserError(
                 f"{name} is a {type(layer.base).__name__}: merging into it would round the change "
                 "to its few levels; dequantize=True (--dequantize) makes plain float32 linears."
             )
         if rounds_inputs(layer.base):
-            raise ValueError(
+            raise UserError(
                 f"{name} is a {type(layer.base).__name__}, which rounds its inputs too, so that no "
                 "plain linear equals it; export the adapter, and merge it into the base in full "
                 "precision."
             )
         if _is_tied(model, layer):
-            raise ValueError(
+            raise UserError(
                 f"{name} shares its weight with another module, which merging would change too; "
                 "untie them, or leave it out of target_modules."
             )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lightning_peft.adapters.attach import adapter_layers, replace_linears, trained_modules
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.atomic import write_atomically
+from lightning_peft.errors import MissingFile, UserError
 
 PREFIX = "base_model.model."
 _TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
@@ -103,7 +104,7 @@ def peft_state(model: nn.Module) -> dict[str, Tensor]:
         model: The adapted model.
 
     Raises:
-        ValueError: As :func:`save_peft`.
+        UserError: As :func:`save_peft`.
     """
     return _gather(model)[1]
 
@@ -114,11 +115,11 @@ def _gather(
     """Each layer's tensors, all tensors by their names in PEFT, and modules that train in full."""
     layers = {name: layer for name, layer in adapter_layers(model).items() if layer.rank > 0}
     if not layers:
-        raise ValueError("the model has no adapter of rank 1 or more, so there is nothing to save.")
+        raise UserError("the model has no adapter of rank 1 or more, so there is nothing to save.")
     kinds = {type(layer) for layer in layers.values()}
     if len(kinds) > 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(f"PEFT's format holds layers of one kind, the model has {names}.")
+        raise UserError(f"PEFT's format holds layers of one kind, the model has {names}.")
     own = {name: layer.peft_tensors() for name, layer in layers.items()}
     shared = kinds.pop().peft_shared(layers)
     tensors = {f"base_model.{key}": value for key, value in shared.items()}
@@ -141,7 +142,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        ValueError: If the model has no adapters, or every one of them has rank 0, or they are of
+        UserError: If the model has no adapters, or every one of them has rank 0, or they are of
             kinds that PEFT cannot hold in one adapter.
     """
     own, tensors, saved = _gather(model)
@@ -179,22 +180,22 @@ def unreadable(folder: str | Path) -> str | None:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} holds no {file}, so it is not a PEFT adapter.")
+            raise MissingFile(f"{folder} holds no {file}, so it is not a PEFT adapter.")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}.") from error
+        raise UserError(f"{folder / CONFIG} is not JSON: {error}.") from error
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged or cut off: {error}.") from error
+        raise UserError(f"{folder / WEIGHTS} is damaged or cut off: {error}.") from error
     if key := _not_plain(config):
-        raise ValueError(
+        raise UserError(
             f"{folder / CONFIG} has {key}: {config[key]!r}; only {_PLAIN[key]!r} can be loaded."
         )
     start = str(config.get("init_lora_weights"))
     if start.startswith(("pissa", "olora", "corda", "loftq")):
-        raise ValueError(
+        raise UserError(
             f"{folder / CONFIG} has init_lora_weights: {start!r}, which changes the base too; "
             "save it as plain LoRA (path_initial_model_for_weight_conversion in PEFT)."
         )
@@ -218,14 +219,14 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
         The model.
 
     Raises:
-        FileNotFoundError: If the folder is not an adapter.
-        ValueError: If the adapter is of another kind than LoRA, damaged, or names layers or shapes
+        MissingFile: If the folder is not an adapter.
+        UserError: If the adapter is of another kind than LoRA, damaged, or names layers or shapes
             that the model does not have; or the model has adapters already.
     """
     folder = Path(folder)
     config, tensors = _read(folder)
     if adapter_layers(model):
-        raise ValueError("the model has adapters already; load onto the bare base model.")
+        raise UserError("the model has adapters already; load onto the bare base model.")
     modules = dict(model.named_modules())
     pairs: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
@@ -240,9 +241,9 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     places = model.state_dict()
     for name, tensor in others.items():
         if name not in places:
-            raise ValueError(f"{folder} holds {name}, for which the model has no place.")
+            raise UserError(f"{folder} holds {name}, for which the model has no place.")
         if tensor.shape != places[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds {name} as {tuple(tensor.shape)}, this model has "
                 f"{tuple(places[name].shape)}."
             )
@@ -272,12 +273,12 @@ def _check_place(
 ) -> None:
     if not isinstance(module, nn.Linear):
         found = "nothing" if module is None else f"a {type(module).__name__}"
-        raise ValueError(f"{folder} adapts {name}, where this model has {found} and not a linear.")
+        raise UserError(f"{folder} adapts {name}, where this model has {found} and not a linear.")
     if pair.keys() != {"A", "B"}:
-        raise ValueError(f"{folder} holds only lora_{next(iter(pair))} of {name}.")
+        raise UserError(f"{folder} holds only lora_{next(iter(pair))} of {name}.")
     shape = (pair["B"].shape[0], pair["A"].shape[1])
     if shape != (module.out_features, module.in_features):
-        raise ValueError(
+        raise UserError(
             f"{folder} adapts {name} as {shape[0]} x {shape[1]}, this model has "
             f"{module.out_features} x {module.in_features}."
         )

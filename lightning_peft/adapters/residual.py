@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_peft import distributed
 from lightning_peft.adapters.dense import is_quantized
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.errors import UserError
 
 
 class ResidualLinear(LoRALinear):
@@ -27,7 +28,7 @@ class ResidualLinear(LoRALinear):
         lora: The arguments of :class:`LoRALinear`.
 
     Raises:
-        ValueError: If the base is quantized.
+        UserError: If the base is quantized.
     """
 
     start_A: Tensor
@@ -35,7 +36,7 @@ class ResidualLinear(LoRALinear):
 
     def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
         if is_quantized(base):
-            raise ValueError(
+            raise UserError(
                 f"a {type(base).__name__} cannot lose a part of its weight without rounding the "
                 "rest to its few levels: give the base in full precision, or another adapter."
             )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_peft import distributed
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.errors import UserError
 
 
 def _take(tensor: Tensor, dim: int, indices: Tensor, resize: bool) -> Tensor:
@@ -89,7 +90,7 @@ def keep_components(
             what the engine allows: they shrink on one device only.
 
     Raises:
-        ValueError: If the optimizer packs its state (:func:`lightning_peft.distributed.moments`).
+        UserError: If the optimizer packs its state (:func:`lightning_peft.distributed.moments`).
     """
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
@@ -117,7 +118,7 @@ def _keep_in_gate(
     held = [*gate.named_parameters(), *gate.named_buffers()]
     for name, tensor in held:
         if tensor.dim() > 1 and r in tensor.shape:
-            raise ValueError(
+            raise UserError(
                 f"{type(gate).__name__}.{name} has shape {tuple(tensor.shape)} at rank {r}: what a "
                 "gate holds for each component must have shape (r,) for components to be removed."
             )
@@ -140,7 +141,7 @@ def check_gates(layers: Iterable[LoRALinear]) -> None:
         layers: Freshly attached layers.
 
     Raises:
-        ValueError: If a gate fails, or gives another number of components than it is given.
+        UserError: If a gate fails, or gives another number of components than it is given.
     """
     layers = list(layers)
     devices = {layer.lora_A.device.index for layer in layers if layer.lora_A.is_cuda}
@@ -181,7 +182,7 @@ def _check_gate(layer: LoRALinear, gate: nn.Module) -> None:
                 "with several processes parameters keep their size, so compute with the front, "
                 "values[: z.shape[-1]], of one of shape (r,), or run on one device"
             )
-        raise ValueError(
+        raise UserError(
             f"the rank_gate {type(gate).__name__} cannot lose components, which this method "
             f"removes ({failure}): {use}."
         )
@@ -196,11 +197,11 @@ def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
         layers: Each layer with its saved rank.
 
     Raises:
-        ValueError: If a saved rank is above the one that a layer began with.
+        UserError: If a saved rank is above the one that a layer began with.
     """
     for layer, rank in layers:
         if rank > layer.r:
-            raise ValueError(f"a saved rank of {rank} does not fit a layer of rank {layer.r}.")
+            raise UserError(f"a saved rank of {rank} does not fit a layer of rank {layer.r}.")
         if rank > layer.rank:
             _grow(layer, rank)
         elif rank < layer.rank:

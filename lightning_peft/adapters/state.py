@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, trained_values
 from lightning_peft.adapters.shrink import living_part, match_ranks
+from lightning_peft.errors import UserError
 
 
 def _base_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         state: Tensors by full name.
 
     Raises:
-        ValueError: If names are missing from ``state`` or stand there without a place in the model.
+        UserError: If names are missing from ``state`` or stand there without a place in the model.
     """
     fit_ranks(model, state)
     expected = adapter_state_dict(model)
@@ -114,7 +115,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         where = (
             "is not in the saved state" if differing[0] in expected else "has no place in the model"
         )
-        raise ValueError(
+        raise UserError(
             f"{differing[0]} {where}, nor are {len(differing) - 1} more"
             if len(differing) > 1
             else f"{differing[0]} {where}."

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_peft import distributed
+from lightning_peft.errors import UserError
 from lightning_peft.runs import step_of
 
 
@@ -79,7 +80,7 @@ class Checkpoints(ModelCheckpoint):
         """Refuse a checkpoint that a run cannot go on from exactly, if that was asked for."""
         saved, present = len(checkpoint.get("random_state", [])), trainer.world_size
         if self.exact_resume and saved != present:
-            raise ValueError(
+            raise UserError(
                 f"checkpoint.exact_resume: the checkpoint is of {saved} processes, this run has "
                 f"{present}; give as many devices, or exact_resume: false to go on with equal "
                 "decisions, other masks and other rounding."

@@ -27,6 +27,7 @@ from lightning_peft.adapters.attach import adapter_layers, kind_of
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.atomic import write_atomically
+from lightning_peft.errors import UserError
 from lightning_peft.pruning.importance import shares_by_kind
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, Row, read_table
 from lightning_peft.strategies.base import AdapterStrategy
@@ -46,13 +47,13 @@ class LayerImportance(Callback):
         every_n_steps: Optimizer steps between measurements, at least 1; step 0 is measured.
 
     Raises:
-        ValueError: If ``every_n_steps`` is below 1.
+        UserError: If ``every_n_steps`` is below 1.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
         super().__init__()
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
+            raise UserError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self._folder: Path | None = None
         self._measures = False

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.adapters.dense import is_quantized
+from lightning_peft.errors import UserError
 
 
 class WeightPerturbation(Callback):
@@ -33,7 +34,7 @@ class WeightPerturbation(Callback):
         seed: Of the noises, the same for every run.
 
     Raises:
-        ValueError: If ``scales`` is empty, or a number lies outside its range.
+        UserError: If ``scales`` is empty, or a number lies outside its range.
     """
 
     def __init__(
@@ -45,17 +46,17 @@ class WeightPerturbation(Callback):
     ) -> None:
         super().__init__()
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be numbers above zero, at least one, got {scales}.")
+            raise UserError(f"scales must be numbers above zero, at least one, got {scales}.")
         for key, count in (("draws", draws), ("max_batches", max_batches)):
             if count is not None and count < 1:
-                raise ValueError(f"{key} must be at least 1, got {count}.")
+                raise UserError(f"{key} must be at least 1, got {count}.")
         self.scales, self.draws, self.max_batches, self.seed = scales, draws, max_batches, seed
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, on every process its own validation batches."""
         weights = [layer.base.weight for layer in adapter_layers(pl_module).values()]
         if any(is_quantized(layer.base) for layer in adapter_layers(pl_module).values()):
-            raise ValueError("WeightPerturbation needs a base without quantization.")
+            raise UserError("WeightPerturbation needs a base without quantization.")
         batches = trainer.val_dataloaders
         if not weights or batches is None:
             return

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lightning_peft.commands.parser import FriendlyParser
 from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
+from lightning_peft.settings.parser import FriendlyParser
 
 # Options of fit that are laid over every run.
 FIT = ("--trainer", "--model", "--data", "--importance", "--checkpoint.", "--record")

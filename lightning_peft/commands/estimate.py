@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lightning_peft.errors import UserError
+
 EPILOG = """Everything else is an option of fit: --config FILE, --model.adapter.r 64, …
 Of a model on the hub only config.json is read, from the local cache where it is there."""
 
@@ -16,7 +18,7 @@ def main(words: list[str]) -> None:
         words: The command's options, and those of ``fit``.
 
     Raises:
-        ValueError: In one sentence, if anything is wrong.
+        UserError: In one sentence, if anything is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft estimate",
@@ -54,7 +56,7 @@ def _batch(tree: dict[str, Any], options: argparse.Namespace) -> tuple[int, int]
         tokens = _protocol_length(tree)
     for key, value in (("rows", rows), ("tokens", tokens)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"--{key} must be given, above zero: data does not say it.")
+            raise UserError(f"--{key} must be given, above zero: data does not say it.")
     return int(rows), int(tokens)  # type: ignore[arg-type]
 
 

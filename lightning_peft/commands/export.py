@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.errors import MissingFile, UserError
+
 
 def main(words: list[str]) -> None:
     """Export a checkpoint.
@@ -17,7 +19,7 @@ def main(words: list[str]) -> None:
         words: The command's options.
 
     Raises:
-        ValueError: If the checkpoint does not belong to its run's configuration, or the folder is
+        UserError: If the checkpoint does not belong to its run's configuration, or the folder is
             full.
     """
     parser = argparse.ArgumentParser(prog="lightning-peft export", description=__doc__)
@@ -37,12 +39,12 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
 
     from lightning_peft.adapters import adapter_layers, merge, save_peft
-    from lightning_peft.modules.quantization import forget_quantization
+    from lightning_peft.models.quantization import forget_quantization
     from lightning_peft.runs import find_last, folder_of, read_checkpoint
 
     path, output = Path(options.ckpt_path), Path(options.output)
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"--output: {output} is not empty; give a new folder.")
+        raise UserError(f"--output: {output} is not empty; give a new folder.")
     path = find_last(path) if path.is_dir() else path
     checkpoint = read_checkpoint(path)
     config = Path(options.config) if options.config else folder_of(path) / "config.yaml"
@@ -69,12 +71,12 @@ def main(words: list[str]) -> None:
 def _module(config: Path) -> Any:
     """The run's module, from the ``model`` part of its configuration."""
     if not config.is_file():
-        raise FileNotFoundError(f"--config: {config} does not exist; give the run's configuration.")
+        raise MissingFile(f"--config: {config} does not exist; give the run's configuration.")
     import yaml
 
     import lightning_peft.modules
     import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
-    from lightning_peft.commands.parser import make_module
+    from lightning_peft.settings.parser import make_module
 
     return make_module(yaml.safe_load(config.read_text()).get("model"))
 

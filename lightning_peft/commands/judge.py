@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
+from lightning_peft.errors import UserError
+
 ADDRESS = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~%:-]*)?", re.ASCII | re.I)
 LONGEST_WAIT = 600.0  # seconds; what asks for more, such as the quota of a day, is down
 
@@ -34,7 +36,7 @@ def main(words: list[str]) -> None:
         words: The command's options.
 
     Raises:
-        ValueError: As `judge` does, and for options that it does not take.
+        UserError: As `judge` does, and for options that it does not take.
     """
     from jsonargparse import ArgumentParser
 
@@ -45,9 +47,9 @@ def main(words: list[str]) -> None:
     try:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:
-        from lightning_peft.commands.diagnosis import diagnose, shorten
+        from lightning_peft.settings.diagnosis import diagnose, shorten
 
-        raise ValueError(diagnose(parser, words, Path()) or shorten(str(error))) from error
+        raise UserError(diagnose(parser, words, Path()) or shorten(str(error))) from error
     found = judge(**options.as_dict())
     turns = {name.replace("_", " "): found[name] for name in ("turn_1", "turn_2", "both")}
     for name, mean in {**turns, **found["categories"]}.items():
@@ -86,24 +88,24 @@ def judge(
         What `mt_bench.means` returns, and ``output``.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If an argument or a file is wrong.
+        MissingFile: If a file is missing.
+        UserError: If an argument or a file is wrong.
         EndpointError: If the endpoint is down or refuses a request; what was judged is kept.
     """
-    from lightning_peft.datamodules.mt_bench import judge_tasks, means
+    from lightning_peft.datamodules.conversation.mt_bench import judge_tasks, means
 
     least = {"max_retries": 0, "requests_per_minute": 0.01, "workers": 1, "timeout": 0.01}
     given = (max_retries, requests_per_minute, workers, timeout)
     for (name, low), value in zip(least.items(), given, strict=True):
         if value is not None and not value >= low:
-            raise ValueError(f"{name} is {value}; it has to be {low} or more.")
+            raise UserError(f"{name} is {value}; it has to be {low} or more.")
     if not ADDRESS.fullmatch(endpoint):
         shown = endpoint.rpartition("@")[2]  # no password
-        raise ValueError(f"endpoint {shown!r} is no address like http://localhost:8000/v1.")
+        raise UserError(f"endpoint {shown!r} is no address like http://localhost:8000/v1.")
     key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()
     # Other characters cannot stand in a header, and the error about that would show the key.
     if key is not None and not re.fullmatch("[!-~]+", key):
-        raise ValueError(f"api_key_env: the environment variable {api_key_env!r} holds no key.")
+        raise UserError(f"api_key_env: the environment variable {api_key_env!r} holds no key.")
     chat = Chat(endpoint, model, key, max_retries, requests_per_minute, timeout)
     file = Path(output or Path(answers).with_suffix(".judgments.jsonl"))
     tasks, judgments = judge_tasks(Path(data_dir), Path(answers), model), read_judgments(file)
@@ -119,12 +121,12 @@ def judge(
 
 def read_judgments(file: Path) -> dict[str, dict[str, Any]]:
     """Read judgments by digest: none without a file, nor from a last line that a kill cut off."""
-    from lightning_peft.datamodules.mt_bench import read_lines
+    from lightning_peft.datamodules.conversation.mt_bench import read_lines
 
     judgments = {}
     for place, line in read_lines(file, partial=False) if file.exists() else ():
         if not {"category", "turn", "score", "digest"} <= line.keys():
-            raise ValueError(f"{place} is no judgment; name another file as output.")
+            raise UserError(f"{place} is no judgment; name another file as output.")
         judgments[line["digest"]] = line
     return judgments
 
@@ -135,7 +137,7 @@ def _judge(
     """Add judgments to the dictionary and the file as they come."""
     from rich import console, progress
 
-    from lightning_peft.datamodules.mt_bench import rating
+    from lightning_peft.datamodules.conversation.mt_bench import rating
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab+") as lines, ThreadPoolExecutor(workers) as pool:
@@ -162,7 +164,7 @@ def _judge(
             future.result()
 
 
-class EndpointError(ValueError):
+class EndpointError(UserError):
     """The endpoint is down, or refuses a request."""
 
 

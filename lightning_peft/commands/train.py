@@ -20,9 +20,8 @@ import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
 from lightning_peft import distributed, engines
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
-from lightning_peft.commands.diagnosis import own_sentence
-from lightning_peft.commands.parser import FriendlyParser
-from lightning_peft.processes import forget_earlier_starts, watch_first
+from lightning_peft.engines.processes import forget_earlier_starts, watch_first
+from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
@@ -34,6 +33,8 @@ from lightning_peft.runs import (
     next_folder,
     read_checkpoint,
 )
+from lightning_peft.settings.diagnosis import own_sentence
+from lightning_peft.settings.parser import FriendlyParser
 from lightning_peft.strategies import AdapterStrategy
 
 # Whose constructor may refuse something, and how users write its key.
@@ -97,7 +98,7 @@ class PeftCLI(LightningCLI):
         elif config.get("ckpt_path"):
             self.ckpt_path = Path(config.ckpt_path)
             if not self.ckpt_path.is_file():
-                raise FileNotFoundError(f"ckpt_path: {self.ckpt_path} does not exist.")
+                raise MissingFile(f"ckpt_path: {self.ckpt_path} does not exist.")
             # Says that it is damaged before a large model is loaded.
             read_checkpoint(self.ckpt_path)
         if self.subcommand == "fit":
@@ -119,7 +120,7 @@ class PeftCLI(LightningCLI):
             sentence = own_sentence(error, KEYS)
             if sentence is None:
                 raise
-            raise ValueError(sentence) from error
+            raise UserError(sentence) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -134,11 +135,11 @@ class PeftCLI(LightningCLI):
                 _remove(new)
             lost = engines.explain(error)
             if lost is not None:
-                raise ValueError(lost) from error
+                raise UserError(lost) from error
             if isinstance(error, (ValueError, MisconfigurationException)) and _from_lightning(
                 error
             ):
-                raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
+                raise UserError(f"trainer: {' '.join(str(error).split())}") from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -171,7 +172,7 @@ class PeftCLI(LightningCLI):
         if self.ckpt_path is not None or not self._get(self.config, "validate_first"):
             return
         if engines.cuts_before_probe(self.trainer.strategy):
-            raise ValueError(
+            raise UserError(
                 "validate_first: DeepSpeed ZeRO-3 wraps a model once and not again for fit; give "
                 "--validate_first false, and score the base by lightning-peft validate."
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_peft.comparison.schema import Match
+from lightning_peft.errors import UserError
 from lightning_peft.modules.meta import meta_base
 
 LARGEST = 1 << 20
@@ -20,13 +21,13 @@ def final_parameters(module: Any, run: str = "") -> int:
         run: Its name, for the error.
 
     Raises:
-        ValueError: If only data decide the count.
+        UserError: If only data decide the count.
     """
     model = meta_base(module)
     module.adapter.attach(model, initialize=False)
     count = module.adapter.final_parameters(model)
     if count is None:
-        raise ValueError(
+        raise UserError(
             f"match.parameters: how many parameters train at the end of {run} is for its data to "
             f"decide; put {run} into match.leave."
         )
@@ -43,7 +44,7 @@ def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
             ``ValueError`` for a rank that the method refuses.
 
     Raises:
-        ValueError: If no rank meets the budget; names those nearest to it.
+        UserError: If no rank meets the budget; names those nearest to it.
     """
     assert match.parameters is not None
     target, key = match.parameters, match.rank_of.get(run, match.rank)
@@ -68,7 +69,7 @@ def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
         if len({counts[rank] for rank in near[:2]}) == 1:
             near = near[:1]
         shown = " and ".join(f"{key} = {rank} has {counts[rank]:,}" for rank in sorted(near[:2]))
-        raise ValueError(
+        raise UserError(
             f"match.parameters: no {key} gives {run} {target:,} trainable parameters within "
             f"{match.tolerance:.0%}; {shown}. Give another number, a larger match.tolerance, or "
             f"put {run} into match.leave."

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_peft.commands.diagnosis import hint_at, own_sentence
-from lightning_peft.commands.parser import make_module, older_names
-from lightning_peft.commands.settings import assign
 from lightning_peft.commands.train import KEYS, PeftCLI, make_cli
 from lightning_peft.comparison.budget import final_parameters, find_rank
 from lightning_peft.comparison.schema import Comparison, Settings
+from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.settings.diagnosis import hint_at, own_sentence
+from lightning_peft.settings.parser import make_module, older_names
+from lightning_peft.settings.tree import assign
 
 Words = list[str]
 
@@ -155,7 +156,7 @@ class Resolver:
             words: Options of ``fit``.
 
         Raises:
-            ValueError: In one sentence, if a key or a value is wrong.
+            UserError: In one sentence, if a key or a value is wrong.
         """
         late = [word for word in words if _is_late(word)]
         tree = self._parse([word for word in words if word not in late])
@@ -189,7 +190,7 @@ class Resolver:
             tree: A whole configuration of ``fit``.
 
         Raises:
-            ValueError: As a constructor says it.
+            UserError: As a constructor says it.
         """
         try:
             return make_module(tree["model"])
@@ -197,7 +198,7 @@ class Resolver:
             sentence = own_sentence(error, KEYS)
             if sentence is None:
                 raise
-            raise ValueError(sentence) from error
+            raise UserError(sentence) from error
 
 
 def make_plan(
@@ -218,7 +219,7 @@ def make_plan(
         The plan.
 
     Raises:
-        ValueError: In one sentence, if anything is wrong.
+        UserError: In one sentence, if anything is wrong.
     """
     _check_names(comparison)
     base = [word for name in comparison.base for word in ("--config", _find(name, folder, "base"))]
@@ -261,9 +262,9 @@ def _match(plan: Plan, run: str, resolver: Resolver) -> None:
     assign(plan.trees[run], key, rank)
 
 
-def _in_run(run: str, error: ValueError) -> ValueError:
+def _in_run(run: str, error: ValueError) -> UserError:
     text = str(error)
-    return ValueError(text if text.startswith("match.") else f"runs.{run}: {text}")
+    return UserError(text if text.startswith("match.") else f"runs.{run}: {text}")
 
 
 def expand(comparison: Comparison, folder: Path) -> dict[str, Words]:
@@ -274,11 +275,11 @@ def expand(comparison: Comparison, folder: Path) -> dict[str, Words]:
         folder: Where files are looked for.
 
     Raises:
-        ValueError: If two runs end with one name, or a grid's run does not exist.
+        UserError: If two runs end with one name, or a grid's run does not exist.
     """
     for name in comparison.grid:
         if name not in comparison.runs:
-            raise ValueError(f"grid.{name} is no run; {hint_at(name, comparison.runs)}")
+            raise UserError(f"grid.{name} is no run; {hint_at(name, comparison.runs)}")
     found: dict[str, Words] = {}
     folders: dict[str, str] = {}
     for name, settings in comparison.runs.items():
@@ -288,10 +289,10 @@ def expand(comparison: Comparison, folder: Path) -> dict[str, Words]:
             # Names are folders, and not every file system tells capitals apart.
             same = folders.setdefault(_as_folder(full), full)
             if same != full or full in found:
-                raise ValueError(f"two runs have the name {full!r}; give one another name.")
+                raise UserError(f"two runs have the name {full!r}; give one another name.")
             found[full] = [*words, *more]
     if not found:
-        raise ValueError("runs is empty; give at least one.")
+        raise UserError("runs is empty; give at least one.")
     return found
 
 
@@ -346,7 +347,7 @@ def _find(name: str, folder: Path, key: str) -> str:
     for path in (folder / name, Path(name)):
         if path.is_file():
             return str(path.resolve())
-    raise FileNotFoundError(f"{key}: there is no file {name}, neither in {folder} nor here.")
+    raise MissingFile(f"{key}: there is no file {name}, neither in {folder} nor here.")
 
 
 def _budget(comparison: Comparison) -> dict[str, Any]:
@@ -373,22 +374,22 @@ def _check_names(comparison: Comparison) -> None:
     rates, match = comparison.rates, comparison.match
     for name in comparison.runs:
         if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
-            raise ValueError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
+            raise UserError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
     numbers: dict[str, Any] = {"seeds": comparison.seeds}
     if rates:
         numbers |= {"rates.values": rates.values, "rates.seeds": rates.seeds}
         numbers |= {f"rates.values_of.{name}": v for name, v in rates.values_of.items()}
     for key, values in numbers.items():
         if values is not None and (not values or len(set(values)) < len(values)):
-            raise ValueError(f"{key} must be different numbers, at least one, got {values}.")
+            raise UserError(f"{key} must be different numbers, at least one, got {values}.")
     for key, count in (("workers", comparison.workers), ("threads", comparison.threads)):
         if count is not None and count < 1:
-            raise ValueError(f"{key} must be at least 1, got {count}.")
+            raise UserError(f"{key} must be at least 1, got {count}.")
     if match and not 0 <= match.tolerance < 1:
-        raise ValueError(f"match.tolerance must lie in [0, 1), got {match.tolerance}.")
+        raise UserError(f"match.tolerance must lie in [0, 1), got {match.tolerance}.")
     budgets = (match.parameters, match.steps, match.seconds) if match else (1,)
     if not any(budgets):
-        raise ValueError("match needs one of parameters, steps and seconds, above zero.")
+        raise UserError("match needs one of parameters, steps and seconds, above zero.")
 
 
 def _check_known(plan: Plan) -> None:
@@ -405,4 +406,4 @@ def _check_known(plan: Plan) -> None:
     for key, names in named.items():
         for name in names:
             if name not in plan.trees:
-                raise ValueError(f"{key}: {name!r} is no run; {hint_at(name, plan.trees)}")
+                raise UserError(f"{key}: {name!r} is no run; {hint_at(name, plan.trees)}")

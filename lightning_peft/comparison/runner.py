@@ -19,6 +19,7 @@ import yaml
 from lightning_peft.comparison.outcomes import Outcomes
 from lightning_peft.comparison.plan import Job, Plan
 from lightning_peft.comparison.worker import RESULT, Task, read_result, work, write_result
+from lightning_peft.errors import UserError
 
 
 def run_jobs(plan: Plan, retry_failed: bool = False) -> None:
@@ -29,7 +30,7 @@ def run_jobs(plan: Plan, retry_failed: bool = False) -> None:
         retry_failed: Whether jobs that failed before are tried again.
 
     Raises:
-        ValueError: If the folder holds jobs with other settings, or another process works there.
+        UserError: If the folder holds jobs with other settings, or another process works there.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(plan.folder):
@@ -125,7 +126,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(
+            raise UserError(
                 f"folder: another process runs the comparison in {folder}; wait, or give another."
             ) from None
         yield
@@ -140,7 +141,7 @@ def _check_settings(plan: Plan) -> None:
         old, new = yaml.safe_load(path.read_text()), plan.settings_of(job)
         differing = next(_differences(old, new, ""), None)
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"folder: {plan.folder} holds {job.label} with {differing}; give another folder, "
                 "or remove that one."
             )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import yaml
 
+from lightning_peft.errors import UserError
+
 # A configuration's file, settings by dotted key, or both in the order in which they are laid.
 Settings = str | dict[str, Any] | list[str | dict[str, Any]]
 
@@ -135,13 +137,13 @@ def read_once(path: str | Path) -> dict[str, Any]:
         What it holds; empty where it cannot be read.
 
     Raises:
-        ValueError: Naming the key and both lines.
+        UserError: Naming the key and both lines.
     """
     try:
         content = yaml.load(Path(path).read_text(), _UniqueKeys)
     except _Twice as twice:
         key, first, second = twice.args
-        raise ValueError(
+        raise UserError(
             f"{path}: {key!r} stands in line {first} and again in line {second}; two runs, or two "
             "settings, need two names."
         ) from None

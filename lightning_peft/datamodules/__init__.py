@@ -1,19 +1,19 @@
 """Tasks: one file for each benchmark, over one base."""
 
-from lightning_peft.datamodules.arithmetic import ArithmeticDataModule
+from lightning_peft.datamodules.arithmetic.module import ArithmeticDataModule
 from lightning_peft.datamodules.base import TextDataModule
-from lightning_peft.datamodules.code_tasks import CodeDataModule
+from lightning_peft.datamodules.code.module import CodeDataModule
 from lightning_peft.datamodules.commonsense import CommonsenseDataModule
-from lightning_peft.datamodules.conversation import ConversationDataModule
+from lightning_peft.datamodules.conversation.module import ConversationDataModule
 from lightning_peft.datamodules.dart import DartDataModule
 from lightning_peft.datamodules.dialogsum import DialogSumDataModule
 from lightning_peft.datamodules.e2e import E2EDataModule
-from lightning_peft.datamodules.examples import Example
-from lightning_peft.datamodules.glue import GlueDataModule
-from lightning_peft.datamodules.instruction import InstructionDataModule
+from lightning_peft.datamodules.glue.module import GlueDataModule
+from lightning_peft.datamodules.instruction.module import InstructionDataModule
 from lightning_peft.datamodules.labelled import LabelledDataModule
-from lightning_peft.datamodules.math_tasks import MathDataModule
-from lightning_peft.datamodules.pairs import Labelled
+from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.pairs import Labelled
+from lightning_peft.datamodules.math.module import MathDataModule
 from lightning_peft.datamodules.protocols import Protocol
 
 __all__ = [

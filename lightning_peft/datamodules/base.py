@@ -27,13 +27,14 @@ from typing import Any, ClassVar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_peft.datamodules.arguments import at_least, known
-from lightning_peft.datamodules.batches import EncodedDataset, PromptDataset, TrainingData
-from lightning_peft.datamodules.examples import Encoder, Example, encode_cached
-from lightning_peft.datamodules.packing import PackedDataset
+from lightning_peft.datamodules.loading.arguments import at_least, known
+from lightning_peft.datamodules.loading.batches import EncodedDataset, PromptDataset, TrainingData
+from lightning_peft.datamodules.loading.examples import Encoder, Example, encode_cached
+from lightning_peft.datamodules.loading.packing import PackedDataset
+from lightning_peft.datamodules.loading.samplers import fixed_sample
+from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
 from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.samplers import fixed_sample
-from lightning_peft.datamodules.tokenized import TokenizedDataModule
+from lightning_peft.errors import UserError
 
 
 class TextDataModule(TokenizedDataModule):
@@ -159,10 +160,10 @@ class TextDataModule(TokenizedDataModule):
         """Make the training and the validation set (which may be empty)."""
         train, val = list(self.train_examples()), self.val_examples()
         if not train:
-            raise ValueError(f"data.data_dir {self.data_dir!r} holds no training record.")
+            raise UserError(f"data.data_dir {self.data_dir!r} holds no training record.")
         if val is None:
             if self.val_size >= len(train):
-                raise ValueError(
+                raise UserError(
                     f"data.val_size is {self.val_size}, which leaves nothing of the {len(train)} "
                     "training records; lower it."
                 )
@@ -189,7 +190,7 @@ class TextDataModule(TokenizedDataModule):
             rows = fixed_sample(len(examples), self.limits["test"])
             kept = [examples[i] for i in rows]
             if not kept:
-                raise ValueError(f"The test set of {task} is empty.")
+                raise UserError(f"The test set of {task} is empty.")
             # Earlier turns stand before a prompt as in training, with their responses.
             asked = [replace(e, response="") for e in kept]
             turns = any(e.history for e in kept)
@@ -214,7 +215,7 @@ class TextDataModule(TokenizedDataModule):
         self.counts.setdefault("left_out", {})[split] = left_out
         why = f"response over the limit of {self._limit} tokens"
         if left_out and left_out == total:
-            raise ValueError(f"all {total} {split} records have a {why}; raise data.max_length.")
+            raise UserError(f"all {total} {split} records have a {why}; raise data.max_length.")
         if left_out:
             rank_zero_warn(
                 f"{left_out} of {total} {split} records have a {why} and were left out; "

@@ -26,11 +26,12 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_peft.datamodules.arguments import known
 from lightning_peft.datamodules.base import TextDataModule
-from lightning_peft.datamodules.examples import Example
+from lightning_peft.datamodules.loading.arguments import known
+from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.records import RecordFiles
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol, indented
-from lightning_peft.datamodules.records import RecordFiles
+from lightning_peft.errors import UserError
 
 LABELS = {
     "boolq": ("true", "false"),
@@ -105,7 +106,7 @@ class CommonsenseDataModule(TextDataModule):
         with_data = [task for task in self.test_tasks if files.has(f"{task}/train.json")]
         without = [task for task in self.test_tasks if task not in with_data]
         if not with_data:
-            raise ValueError(
+            raise UserError(
                 f"data.data_dir {self.data_dir!r} holds neither {JOINED} nor a train.json of "
                 f"{', '.join(without)}; there is nothing to train on."
             )
@@ -125,7 +126,7 @@ class CommonsenseDataModule(TextDataModule):
         there = [task for task in self.test_tasks if files.has(f"{task}/test.json")]
         missing = [task for task in self.test_tasks if task not in there]
         if not there or (missing and self.tasks):
-            raise ValueError(
+            raise UserError(
                 f"data.data_dir {self.data_dir!r} has no {missing[0]}/test.json; "
                 "give the folder that holds the tasks' folders, or name others in data.tasks."
             )
@@ -163,7 +164,7 @@ def _label(record: Mapping[str, Any], task: str, index: int) -> str:
     """Return a test record's label, if it is one of the task's."""
     label: str = record["answer"]
     if label not in LABELS[task]:
-        raise ValueError(
+        raise UserError(
             f"Record {index + 1} of {task}/test.json has the answer {label!r}, which is none of "
             f"{', '.join(LABELS[task])}."
         )

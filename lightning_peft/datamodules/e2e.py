@@ -24,8 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.records import Source
 from lightning_peft.datamodules.references import ReferencesDataModule
 
 HUB = "GEM/e2e_nlg"

@@ -10,11 +10,16 @@ import torch
 from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
-from lightning_peft.datamodules.arguments import at_least
-from lightning_peft.datamodules.label_metrics import make_metrics
-from lightning_peft.datamodules.pairs import Labelled, LabelledDataset, PairEncoder, PairProtocol
-from lightning_peft.datamodules.samplers import fixed_sample
-from lightning_peft.datamodules.tokenized import TokenizedDataModule
+from lightning_peft.datamodules.loading.arguments import at_least
+from lightning_peft.datamodules.loading.pairs import (
+    Labelled,
+    LabelledDataset,
+    PairEncoder,
+    PairProtocol,
+)
+from lightning_peft.datamodules.loading.samplers import fixed_sample
+from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
+from lightning_peft.datamodules.metrics.labels import make_metrics
 
 
 class LabelledDataModule(TokenizedDataModule):

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_peft.errors import UserError
+
 PREAMBLE = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request."
@@ -65,10 +67,10 @@ class Protocol:
         """Write the prompt for one instruction (which may hold braces).
 
         Raises:
-            ValueError: If the template has no place for it.
+            UserError: If the template has no place for it.
         """
         if "{instruction}" not in self.template:
-            raise ValueError(
+            raise UserError(
                 f"The template of the protocol {self.name!r} has no place for {{instruction}}: "
                 f"{self.template!r}."
             )

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lightning_peft.datamodules.arguments import known
 from lightning_peft.datamodules.base import TextDataModule
-from lightning_peft.datamodules.examples import Example
-from lightning_peft.datamodules.records import Records, Source
-from lightning_peft.datamodules.samplers import fixed_sample
-from lightning_peft.datamodules.text_metrics import bleu, rouge_l
+from lightning_peft.datamodules.loading.arguments import known
+from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.records import Records, Source
+from lightning_peft.datamodules.loading.samplers import fixed_sample
+from lightning_peft.datamodules.metrics.texts import bleu, rouge_l
+from lightning_peft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ReferencesDataModule(TextDataModule):
         if self.train_split == self.test_split:
             rows = self._held_out(records)
             if not rows:
-                raise ValueError(
+                raise UserError(
                     "data.val_size is 0 and training takes the whole dev split, so nothing is left "
                     "to test on; raise it, or set data.test_split: test."
                 )
@@ -111,7 +112,7 @@ class ReferencesDataModule(TextDataModule):
 
     def _held_out(self, records: Sequence[Referenced]) -> Sequence[int]:
         if self.val_size >= len(records):
-            raise ValueError(
+            raise UserError(
                 f"data.val_size is {self.val_size}, which leaves nothing of the {len(records)} "
                 f"{self.task} sources in the {self.train_split} split; lower it."
             )
@@ -129,7 +130,7 @@ class ReferencesDataModule(TextDataModule):
         source = self.splits[split]
         dev = self.splits["dev"].there(self.data_dir)
         if split == "train" and dev and not source.there(self.data_dir):
-            raise ValueError(
+            raise UserError(
                 f"data.data_dir {self.data_dir!r} holds no {' or '.join(source.files)} to train "
                 f"on; data.train_split: dev takes {dev[0].name}, which is there."
             )
@@ -142,6 +143,6 @@ class ReferencesDataModule(TextDataModule):
             if not text or not kept:
                 fields = ", ".join(key for key, value in record.items() if value is not None)
                 lacking = self.wanted["reference" if text else "source"]
-                raise ValueError(f"Record {number} of {place} has no {lacking}, only {fields}.")
+                raise UserError(f"Record {number} of {place} has no {lacking}, only {fields}.")
             found.setdefault(text, []).extend(kept)
         return [Referenced(text, tuple(references)) for text, references in found.items()]

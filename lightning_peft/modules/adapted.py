@@ -20,6 +20,10 @@ from lightning_peft.adapters.attach import make_report
 from lightning_peft.adapters.layer import adapters_on
 from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
+from lightning_peft.errors import UserError
+from lightning_peft.models.liger import apply_liger, check_liger
+from lightning_peft.models.loading import check_model, check_training
+from lightning_peft.models.sharded_loading import LoadsWhole, fill, stored_parameters
 from lightning_peft.modules.checkpoint import (
     checkpoint_of,
     optimizer_states,
@@ -27,14 +31,11 @@ from lightning_peft.modules.checkpoint import (
     strategy_state,
     widen_optimizer_states,
 )
-from lightning_peft.modules.liger import apply_liger, check_liger
-from lightning_peft.modules.loading import check_model, check_training
 from lightning_peft.modules.random_state import (
     get_random_state,
     offset_random_state,
     set_random_state,
 )
-from lightning_peft.modules.sharded_loading import LoadsWhole, fill, stored_parameters
 from lightning_peft.runs import read_checkpoint, step_of
 from lightning_peft.strategies import AdapterStrategy, LoRA
 
@@ -147,7 +148,7 @@ class AdaptedModule(LightningModule):
         """Load the base and attach the strategy, once; works without a trainer too."""
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if fitting and self.peft_path is not None:
-            raise ValueError("model.peft_path is for validate, test and predict, not for fit.")
+            raise UserError("model.peft_path is for validate, test and predict, not for fit.")
         fresh = self.model is None
         # A resumed run takes the structure from its checkpoint.
         prepares = fitting and not self._prepared and self.trainer.ckpt_path is None
@@ -212,7 +213,7 @@ class AdaptedModule(LightningModule):
                 raise
             reads = True
         if reads:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.adapter).__name__} reads the base's weights when it is attached, and "
                 f"{engines.name_of(self.trainer.strategy)} loads them later: add "
                 f"{engines.WEIGHTS_AT_ATTACH!r} to its `needs`, to have them loaded before."
@@ -236,7 +237,7 @@ class AdaptedModule(LightningModule):
     def _refuse_probe(self) -> None:
         """Refuse a strategy that looks at data, before the base is loaded in shares for good."""
         if engines.cuts_before_probe(self.trainer.strategy) and self.adapter.looks_at_data:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
                 f"{engines.name_of(self.trainer.strategy)} has cut the weights: give "
                 "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
@@ -252,7 +253,7 @@ class AdaptedModule(LightningModule):
 
         def sample(ratio: float) -> Iterable[Batch]:
             if data is None or not hasattr(data, "probe_dataloader"):
-                raise ValueError(
+                raise UserError(
                     f"{type(self.adapter).__name__} looks at a sample of the training data, for "
                     "which the data module needs probe_dataloader(ratio)."
                 )
@@ -287,7 +288,7 @@ class AdaptedModule(LightningModule):
         try:
             schedule = get_scheduler(self.lr_scheduler_type, optimizer, int(warmup), total)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"model.lr_scheduler_type {self.lr_scheduler_type!r}: {error}"
             ) from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -316,7 +317,7 @@ class AdaptedModule(LightningModule):
         """Stop at a loss that is not a number, before it reaches the weights."""
         if not math.isfinite(float(self._window["loss"])):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise ValueError(
+            raise UserError(
                 f"the loss is {float(self._window['loss'])} at step {self.trainer.global_step} "
                 f"with learning rate {rate:g}: try a lower one, more warmup_steps or "
                 f"trainer.gradient_clip_val; {self._last_checkpoint()}."

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from lightning_peft.errors import UserError
+from lightning_peft.models.generation import generate
+from lightning_peft.models.loading import load_causal_lm
+from lightning_peft.models.loss import chunked_loss, last_hidden, plain_head, token_loss
+from lightning_peft.models.packing import model_inputs, one_row
+from lightning_peft.models.sharded_loading import LoadsWhole, stored_causal_lm
 from lightning_peft.modules.adapted import AdaptedModule, Batch
-from lightning_peft.modules.generation import generate
-from lightning_peft.modules.loading import load_causal_lm
-from lightning_peft.modules.loss import chunked_loss, last_hidden, plain_head, token_loss
-from lightning_peft.modules.packing import model_inputs, one_row
 from lightning_peft.modules.predictions import PredictionWriter
-from lightning_peft.modules.sharded_loading import LoadsWhole, stored_causal_lm
 
 
 class CausalLMModule(AdaptedModule):
@@ -53,7 +54,7 @@ class CausalLMModule(AdaptedModule):
         """Refuse data with labels instead of texts."""
         data = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "label_names"):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} answers in texts, but {type(data).__name__} has labels; "
                 "take SequenceClassificationModule."
             )

@@ -10,6 +10,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
 from lightning_peft.adapters.shrink import living_part
 from lightning_peft.adapters.state import fit_ranks, widened
+from lightning_peft.errors import UserError
 from lightning_peft.strategies import AdapterStrategy
 
 
@@ -103,27 +104,27 @@ def restore_structure(
         prefix: As in :func:`checkpoint_of`.
 
     Raises:
-        ValueError: If the checkpoint is of another strategy, base model or set of layers.
+        UserError: If the checkpoint is of another strategy, base model or set of layers.
     """
     saved = checkpoint.get("adapter")
     if saved is None:
-        raise ValueError(
+        raise UserError(
             "the checkpoint was not written by lightning_peft: it has no entry 'adapter'."
         )
     given = type(adapter).__name__
     if saved["strategy"] != given:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was trained with {saved['strategy']}, model.adapter is {given}; give "
             "the configuration that it was trained with."
         )
     for key, value in _arguments(adapter).items():
         if saved["arguments"][key] != value:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was trained with {key} = {saved['arguments'][key]}, "
                 f"model.adapter.{key} is {value}; give that of the checkpoint."
             )
     if saved["base"] != adapter.base_fingerprint:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's base model has fingerprint {saved['base']}, "
             f"model.model_name_or_path has {adapter.base_fingerprint}: an adapter fits only the "
             "base that it was trained on."
@@ -134,7 +135,7 @@ def restore_structure(
     expected = {f"{prefix}{name}" for name in adapter_state_dict(model)}
     differing = sorted(expected ^ checkpoint["state_dict"].keys())
     if differing:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors "
             "in all); give the adapter's arguments with which it was trained."
         )
@@ -151,7 +152,7 @@ def _same_layers(saved: list[str], present: list[str]) -> None:
     only_saved = [name for name in saved if name not in set(present)]
     only_here = [name for name in present if name not in set(saved)]
     if only_saved or only_here:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint adapts other target_modules: only there {_some(only_saved)}; "
             f"only here {_some(only_here)}."
         )

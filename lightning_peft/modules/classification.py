@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
+from lightning_peft.errors import UserError
+from lightning_peft.models.loading import load_classifier
 from lightning_peft.modules.adapted import AdaptedModule, Batch
-from lightning_peft.modules.loading import load_classifier
 from lightning_peft.modules.predictions import PredictionWriter
 
 
@@ -66,7 +67,7 @@ class SequenceClassificationModule(AdaptedModule):
             return None
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "label_names"):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} takes its classes from the data module (label_names), "
                 f"which {type(data).__name__} does not have; GlueDataModule is one that has."
             )
@@ -86,7 +87,7 @@ class SequenceClassificationModule(AdaptedModule):
             self.model.config.pad_token_id = saved["pad_token_id"]
             resize_head(self.model, self._labels)
         elif saved and saved["labels"] != self._labels:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was trained on {', '.join(saved['labels'])}, data has "
                 f"{', '.join(self._labels or [])}; give the task that it was trained on."
             )

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from lightning_peft.errors import UserError
+from lightning_peft.models.loading import DTYPES
 from lightning_peft.modules.adapted import AdaptedModule
 from lightning_peft.modules.classification import SequenceClassificationModule
-from lightning_peft.modules.loading import DTYPES
 
 
 def meta_base(module: AdaptedModule, labels: int = 2) -> Any:
@@ -24,7 +25,7 @@ def meta_base(module: AdaptedModule, labels: int = 2) -> Any:
         The model on the meta device, in training mode, in the dtype in which it would be loaded.
 
     Raises:
-        ValueError: If there is no such configuration, or the module's dtype is none.
+        UserError: If there is no such configuration, or the module's dtype is none.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -56,7 +57,7 @@ def read_config(name: str) -> Any:
         name: A folder or a hub name.
 
     Raises:
-        ValueError: If it cannot be had.
+        UserError: If it cannot be had.
     """
     from transformers import AutoConfig
 
@@ -70,12 +71,12 @@ def read_config(name: str) -> Any:
                 "is no folder, and its config.json is neither in the local cache nor within reach; "
                 "that file alone would do"
             )
-        raise ValueError(f"model.model_name_or_path: {name} {reason}.") from error
+        raise UserError(f"model.model_name_or_path: {name} {reason}.") from error
 
 
 def _dtype(config: Any, name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
     if name != "auto":
         return getattr(torch, name)
     saved = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)

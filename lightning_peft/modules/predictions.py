@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from lightning_peft.atomic import hold, is_held, write_atomically
+from lightning_peft.errors import UserError
 
 Row = dict[str, Any]
 
@@ -69,7 +70,7 @@ class PredictionWriter:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.rank}"
         if path.is_file() and is_held(path):
-            raise ValueError(
+            raise UserError(
                 f"{path} is being written by another test; wait for its end, or take another "
                 "trainer.default_root_dir."
             )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from lightning_peft.errors import UserError
+
 _TOLERANCE = 1e-9  # so that shares which add up to T on paper do so in floating point
 
 
@@ -20,11 +22,11 @@ def shares(importance: Sequence[float]) -> list[float]:
         importance: g of the layers of one kind.
 
     Raises:
-        ValueError: where a g is negative or not finite.
+        UserError: where a g is negative or not finite.
     """
     for i, value in enumerate(importance):
         if not math.isfinite(value) or value < 0:
-            raise ValueError(
+            raise UserError(
                 f"importance[{i}] is {value}: importance is a mean square, finite and at least 0; "
                 "the probe has probably diverged, so lower its learning rate"
             )
@@ -68,10 +70,10 @@ def layers_to_keep(importance: Sequence[float], threshold: float) -> list[int]:
         The positions of the layers that keep their own LoRA, the most important first.
 
     Raises:
-        ValueError: where the threshold is outside (0, 1] or importance is not finite.
+        UserError: where the threshold is outside (0, 1] or importance is not finite.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold}: give a share above 0 and at most 1, such as 0.9")
+        raise UserError(f"threshold={threshold}: give a share above 0 and at most 1, such as 0.9")
     share = shares(importance)
     if not any(share):
         return list(range(len(share)))

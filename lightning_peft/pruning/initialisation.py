@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_peft.errors import UserError
+
 
 def principal_factors(
     weight: Tensor, r: int, scaling: float, niter: int | None = None
@@ -28,7 +30,7 @@ def principal_factors(
         B `(d_out, r)` and A `(r, d_in)`.
 
     Raises:
-        ValueError: If the weight has fewer than r singular values.
+        UserError: If the weight has fewer than r singular values.
     """
     _check_rank(weight, r)
     if niter is None:
@@ -51,7 +53,7 @@ def minor_factors(weight: Tensor, r: int, scaling: float) -> tuple[Tensor, Tenso
         B `(d_out, r)` and A `(r, d_in)`.
 
     Raises:
-        ValueError: If the weight has fewer than r singular values.
+        UserError: If the weight has fewer than r singular values.
     """
     _check_rank(weight, r)
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
@@ -65,7 +67,7 @@ def _factors(left: Tensor, values: Tensor, right: Tensor, scaling: float) -> tup
 
 def _check_rank(weight: Tensor, r: int) -> None:
     if r > min(weight.shape):
-        raise ValueError(
+        raise UserError(
             f"r = {r} is above the {min(weight.shape)} singular values of a "
             f"{weight.shape[0]} x {weight.shape[1]} weight."
         )

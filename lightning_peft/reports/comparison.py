@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_peft.errors import UserError
 from lightning_peft.reports.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ GREY = "#8c8c8c"
 Curve = Sequence[tuple[float, float]]
 
 
-class NothingToDraw(ValueError):
+class NothingToDraw(UserError):
     """No run has left what a picture shows."""
 
 

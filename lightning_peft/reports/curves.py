@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.reports.pictures import save_figure
 from lightning_peft.reports.records import read_metrics
 
@@ -34,7 +35,7 @@ def draw_curves(rows: Sequence[Metrics], title: str = "") -> Figure:
         The figure; metrics that no row holds have no panel.
 
     Raises:
-        ValueError: If no row holds any of them.
+        UserError: If no row holds any of them.
     """
     from matplotlib.figure import Figure
 
@@ -42,7 +43,7 @@ def draw_curves(rows: Sequence[Metrics], title: str = "") -> Figure:
     panels = {panel: [n for n in names if found[n]] for panel, names in _PANELS.items()}
     panels = {panel: names for panel, names in panels.items() if names}
     if not panels:
-        raise ValueError(f"there is none of the metrics {', '.join(found)} to draw.")
+        raise UserError(f"there is none of the metrics {', '.join(found)} to draw.")
     figure = Figure(figsize=(4.4 * len(panels), 3.4), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -71,13 +72,13 @@ def save_curves(folder: str | Path, title: str = "") -> Path:
         The picture's path.
 
     Raises:
-        FileNotFoundError: If there is no ``metrics.csv``.
-        ValueError: If it holds nothing to draw.
+        MissingFile: If there is no ``metrics.csv``.
+        UserError: If it holds nothing to draw.
     """
     folder = Path(folder)
     source = folder / "metrics.csv"
     if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist; a fit with a CSVLogger writes it.")
+        raise MissingFile(f"{source} does not exist; a fit with a CSVLogger writes it.")
     return save_figure(draw_curves(read_metrics(source), title), folder / "curves.png")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_peft.atomic import write_atomically
+from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.reports.grids import Grid, make_grids
 from lightning_peft.reports.panels import MISSING, draw_grid, draw_magnitude, draw_ranks, markers
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, MEASURES, Row, read_table
@@ -34,12 +35,12 @@ def draw_importance(rows: Sequence[Row], decisions: Sequence[Row], title: str) -
         The figure.
 
     Raises:
-        ValueError: If there are no rows.
+        UserError: If there are no rows.
     """
     from matplotlib.figure import Figure
 
     if not rows:
-        raise ValueError("there are no measured steps to draw.")
+        raise UserError("there are no measured steps to draw.")
     grids = make_grids(rows, decisions)
     lines = math.ceil(len(grids) / 4)
     columns = math.ceil(len(grids) / lines)
@@ -82,18 +83,18 @@ def save_importance(folder: str | Path, title: str = "") -> Path:
         The picture's path.
 
     Raises:
-        FileNotFoundError: If there is no ``importance.csv``.
-        ValueError: If it has no rows, or a file is not as written by the callback.
+        MissingFile: If there is no ``importance.csv``.
+        UserError: If it has no rows, or a file is not as written by the callback.
     """
     folder = Path(folder)
     source, decided = folder / "importance.csv", folder / "decisions.csv"
     if not source.is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{source} does not exist; a fit with the callback LayerImportance writes it."
         )
     rows = read_table(source, IMPORTANCE)
     if not rows:
-        raise ValueError(f"{source} has no rows yet: no optimizer step was measured.")
+        raise UserError(f"{source} has no rows yet: no optimizer step was measured.")
     decisions = read_table(decided, DECISIONS) if decided.is_file() else []
     return save_figure(draw_importance(rows, decisions, title), folder / "importance.png")
 

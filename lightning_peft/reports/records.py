@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.errors import UserError
+
 Row = dict[str, Any]
 
 IMPORTANCE: Mapping[str, Callable[[str], Any]] = {
@@ -49,14 +51,14 @@ def read_table(path: Path, columns: Mapping[str, Callable[[str], Any]]) -> list[
         A dict for each whole line.
 
     Raises:
-        ValueError: If a column is missing, or a value is not of its type; names the file.
+        UserError: If a column is missing, or a value is not of its type; names the file.
     """
     rows = []
     for number, record in enumerate(_records(path), start=2):
         try:
             rows.append({name: convert(record[name]) for name, convert in columns.items()})
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: expected {', '.join(columns)}, "
                 f"got {list(record.values())}."
             ) from error
@@ -73,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         For each whole line the numbers that stand in it, ``step`` among them.
 
     Raises:
-        ValueError: If something else than a number stands in a line; names the file.
+        UserError: If something else than a number stands in a line; names the file.
     """
     try:
         return [
@@ -81,4 +83,4 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             for record in _records(path)
         ]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a table of numbers: {error}.") from error
+        raise UserError(f"{path} is not a table of numbers: {error}.") from error

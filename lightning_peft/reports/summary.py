@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.atomic import write_atomically
+from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.reports.curves import save_curves
 from lightning_peft.reports.pictures import save_importance
 from lightning_peft.reports.records import IMPORTANCE, MEASURES, Row, read_metrics, read_table
@@ -27,8 +28,8 @@ def report(folder: Path) -> str:
         The text, in Markdown.
 
     Raises:
-        FileNotFoundError: If the folder or one of the two files is missing.
-        ValueError: If a file is not what a run writes.
+        MissingFile: If the folder or one of the two files is missing.
+        UserError: If a file is not what a run writes.
     """
     folder = Path(folder)
     run, metrics = _read_run(folder), _read_metrics(folder)
@@ -51,22 +52,22 @@ def report(folder: Path) -> str:
 def _read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the log folder of a run.")
+        raise MissingFile(f"{folder} is not a folder; give the log folder of a run.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; lightning-peft fit writes it as it ends.")
+        raise MissingFile(f"{path} does not exist; lightning-peft fit writes it as it ends.")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise UserError(f"{path} is not JSON: {error}.") from error
     if not isinstance(run, dict):
-        raise ValueError(f"{path} does not hold a JSON object; lightning-peft fit writes one.")
+        raise UserError(f"{path} does not hold a JSON object; lightning-peft fit writes one.")
     return run
 
 
 def _read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{path} does not exist; a fit with a CSVLogger as trainer.logger writes it."
         )
     return read_metrics(path)

@@ -23,6 +23,7 @@ from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import keep_components, match_ranks
+from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -43,7 +44,7 @@ class AdaLoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If a number lies outside its range.
+        UserError: If a number lies outside its range.
     """
 
     needs = frozenset({"whole weights", "whole steps"})
@@ -63,17 +64,17 @@ class AdaLoRA(AdapterStrategy):
     ) -> None:
         super().__init__(r=r, **lora)
         if not 1 <= target_r <= r:
-            raise ValueError(f"target_r must lie between 1 and r = {r}, got {target_r}.")
+            raise UserError(f"target_r must lie between 1 and r = {r}, got {target_r}.")
         for key, count, least in (
             ("tinit", tinit, 0),
             ("tfinal", tfinal, 0),
             ("deltaT", deltaT, 1),
         ):
             if count < least:
-                raise ValueError(f"{key} must be at least {least}, got {count}.")
+                raise UserError(f"{key} must be at least {least}, got {count}.")
         for key, beta in (("beta1", beta1), ("beta2", beta2)):
             if not 0 < beta < 1:
-                raise ValueError(f"{key} must lie in (0, 1), got {beta}.")
+                raise UserError(f"{key} must lie in (0, 1), got {beta}.")
         self.target_r, self.tinit, self.tfinal, self.deltaT = target_r, tinit, tfinal, deltaT
         self.beta1, self.beta2, self.orth_reg_weight = beta1, beta2, orth_reg_weight
         self.total_step = total_step
@@ -83,7 +84,7 @@ class AdaLoRA(AdapterStrategy):
 
     def _check_schedule(self) -> None:
         if self.total_step is not None and self.tinit + self.tfinal >= self.total_step:
-            raise ValueError(
+            raise UserError(
                 f"tinit + tfinal must be below total_step = {self.total_step}, so that the budget "
                 f"can fall between them, got {self.tinit} + {self.tfinal}."
             )
@@ -118,7 +119,7 @@ class AdaLoRA(AdapterStrategy):
         """Update the importance, and allocate the budget if this step is due."""
         super().after_step(model, optimizer, global_step)
         if self.total_step is None:
-            raise ValueError(
+            raise UserError(
                 "total_step: AdaLoRA's budget depends on the number of optimizer steps; give "
                 "total_step where there is no trainer to ask."
             )

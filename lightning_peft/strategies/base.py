@@ -26,6 +26,7 @@ from lightning_peft.adapters.attach import (
 from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
+from lightning_peft.errors import UserError
 
 Gate = Callable[[int], nn.Module]
 Sample = Callable[[float], Iterable[Any]]
@@ -107,7 +108,7 @@ class AdapterStrategy(Callback):
             value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
-        ValueError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+        UserError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
     """
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
@@ -131,9 +132,9 @@ class AdapterStrategy(Callback):
     ) -> None:
         super().__init__()
         if r < 1:
-            raise ValueError(f"r must be at least 1, got {r}.")
+            raise UserError(f"r must be at least 1, got {r}.")
         if not 0 <= lora_dropout < 1:
-            raise ValueError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
+            raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         self.r = r
         self.lora_alpha = 2 * r if lora_alpha is None else lora_alpha
         self.lora_dropout = lora_dropout
@@ -281,15 +282,15 @@ class AdapterStrategy(Callback):
             What was done, for printing.
 
         Raises:
-            ValueError: If a pattern matches nothing, the strategy is attached already, or the model
+            UserError: If a pattern matches nothing, the strategy is attached already, or the model
                 has adapters already.
         """
         if self.model is not None:
-            raise ValueError(
+            raise UserError(
                 f"this {type(self).__name__} is attached already; make one for each model."
             )
         if adapter_layers(model):
-            raise ValueError(
+            raise UserError(
                 "the model has adapters already; merge them, or load the bare base model."
             )
         matched = match_targets(
@@ -332,7 +333,7 @@ class AdapterStrategy(Callback):
                 if name == pattern or name.endswith(f".{pattern}")
             ]
             if not found:
-                raise ValueError(f"modules_to_save: {pattern!r} matches no module of the model.")
+                raise UserError(f"modules_to_save: {pattern!r} matches no module of the model.")
             saved += found
         return saved
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters.dropout import draw
+from lightning_peft.errors import UserError
 from lightning_peft.strategies.base import AdapterStrategy, Gate
 
 Mask = Literal["token", "sample", "batch", "step", "learned"]
@@ -36,7 +37,7 @@ class RankDropout(nn.Module):
             activation.
 
     Raises:
-        ValueError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
+        UserError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class RankDropout(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"p must lie in [0, 1), got {p}.")
+            raise UserError(f"p must lie in [0, 1), got {p}.")
         if mask not in ("token", "sample", "batch"):
-            raise ValueError(f"mask must be token, sample, batch, step or learned, got {mask!r}.")
+            raise UserError(f"mask must be token, sample, batch, step or learned, got {mask!r}.")
         self.p, self.per = p, mask
         self.kept_value = 1 / (1 - p) if rescale else 1.0
 
@@ -97,7 +98,7 @@ class StepMask(nn.Module):
         rescale: Divide what is kept by 1 - p.
 
     Raises:
-        ValueError: If ``p`` lies outside [0, 1).
+        UserError: If ``p`` lies outside [0, 1).
     """
 
     mask: Tensor
@@ -105,7 +106,7 @@ class StepMask(nn.Module):
     def __init__(self, r: int, p: float = 0.3, rescale: bool = True) -> None:
         super().__init__()
         if not 0 <= p < 1:
-            raise ValueError(f"p must lie in [0, 1), got {p}.")
+            raise UserError(f"p must lie in [0, 1), got {p}.")
         self.p = p
         self.kept_value = 1 / (1 - p) if rescale else 1.0
         # A buffer, since it outlives a forward: recomputation and resume must find the same draw.
@@ -175,7 +176,7 @@ class DropLoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
+        UserError: If ``p`` lies outside [0, 1) or ``mask`` is none of these.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class DropLoRA(AdapterStrategy):
         **lora: Any,
     ) -> None:
         if "rank_gate" in lora:
-            raise ValueError(f"{type(self).__name__} brings its own rank_gate; give it to LoRA.")
+            raise UserError(f"{type(self).__name__} brings its own rank_gate; give it to LoRA.")
         gates: dict[str, Gate] = {
             "learned": LearnedRankMask,
             "step": functools.partial(StepMask, p=p, rescale=rescale),

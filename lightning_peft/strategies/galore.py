@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lightning_peft.errors import UserError
 from lightning_peft.strategies.trained_weights import TrainedWeights
 
 
@@ -34,7 +35,7 @@ class GaLore(TrainedWeights):
         modules_to_save: Modules that train in full beside them, without projection.
 
     Raises:
-        ValueError: If ``update_proj_gap`` is below 1; with an optimizer other than AdamW.
+        UserError: If ``update_proj_gap`` is below 1; with an optimizer other than AdamW.
     """
 
     needs = frozenset({"whole weights", "whole steps"})
@@ -50,7 +51,7 @@ class GaLore(TrainedWeights):
     ) -> None:
         super().__init__(target_modules, exclude_modules, modules_to_save, r)
         if update_proj_gap < 1:
-            raise ValueError(f"update_proj_gap must be at least 1, got {update_proj_gap}.")
+            raise UserError(f"update_proj_gap must be at least 1, got {update_proj_gap}.")
         self.update_proj_gap, self.scale = update_proj_gap, scale
 
     def optimizer(
@@ -62,7 +63,7 @@ class GaLore(TrainedWeights):
         params = list(params)
         plain = default(params)
         if not isinstance(plain, AdamW):
-            raise ValueError(
+            raise UserError(
                 f"GaLore projects the gradients that AdamW sees, model.optimizer is "
                 f"{type(plain).__name__}; give torch.optim.AdamW."
             )

@@ -30,6 +30,7 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.state import adapter_state_dict
 from lightning_peft.atomic import write_atomically
+from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.pruning.importance import layers_to_keep, shares
 from lightning_peft.strategies.base import AdapterStrategy, Loss, Sample
 
@@ -56,7 +57,7 @@ class LoRADrop(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If a number lies outside its range, or ``ablation`` is none of these.
+        UserError: If a number lies outside its range, or ``ablation`` is none of these.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class LoRADrop(AdapterStrategy):
         super().__init__(r=r, **lora)
         for key, value in (("threshold", threshold), ("sample_ratio", sample_ratio)):
             if not 0 < value <= 1:
-                raise ValueError(f"{key} must lie in (0, 1], got {value}.")
+                raise UserError(f"{key} must lie in (0, 1], got {value}.")
         for key, count in (("probe_epochs", probe_epochs), ("max_probe_steps", max_probe_steps)):
             if count is not None and count < 1:
-                raise ValueError(f"{key} must be at least 1, got {count}.")
+                raise UserError(f"{key} must be at least 1, got {count}.")
         if ablation not in (None, "without_share", "inverse", "random", "top_k"):
-            raise ValueError(
+            raise UserError(
                 f"ablation must be without_share, inverse, random or top_k, got {ablation!r}."
             )
         self.threshold, self.sample_ratio, self.probe_epochs = threshold, sample_ratio, probe_epochs
@@ -158,7 +159,7 @@ class LoRADrop(AdapterStrategy):
                 step += 1
         model.train(was_training)
         if step == 0:
-            raise ValueError(f"the probe's sample is empty at sample_ratio {self.sample_ratio}.")
+            raise UserError(f"the probe's sample is empty at sample_ratio {self.sample_ratio}.")
 
     def decide(self, importance: dict[str, float], layers: dict[str, LoRALinear]) -> Layout:
         """Which layers keep their own LoRA.
@@ -202,13 +203,13 @@ class LoRADrop(AdapterStrategy):
             layout: Must name exactly the adapted layers.
 
         Raises:
-            ValueError: If it names others.
+            UserError: If it names others.
         """
         layers = adapter_layers(model)
         differing = sorted(layout.keys() ^ layers.keys())
         if differing:
             where = "the model" if differing[0] in layout else "the layout"
-            raise ValueError(
+            raise UserError(
                 f"the LoRA-drop layout is of other layers: {differing[0]} is not in {where} "
                 f"({len(differing)} differ); probe again, or give the target_modules of that probe."
             )
@@ -238,7 +239,7 @@ class LoRADrop(AdapterStrategy):
         if not self.layout:
             self.apply(model, state["layout"])
         elif _roles(self.layout) != _roles(state["layout"]):
-            raise ValueError(
+            raise UserError(
                 "the checkpoint was trained under another LoRA-drop layout than this model's; give "
                 "its run's layout.json as model.adapter.layout, or set trainer.ckpt_path before "
                 "trainer.fit(), so that nothing is probed."
@@ -307,18 +308,16 @@ def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> 
 
 def _read_layout(path: Path) -> Layout:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"layout: {path} does not exist; give the layout.json of an earlier run."
-        )
+        raise MissingFile(f"layout: {path} does not exist; give the layout.json of an earlier run.")
     try:
         layout = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"layout: {path} is not JSON: {error}.") from error
+        raise UserError(f"layout: {path} is not JSON: {error}.") from error
     roles = {"kept", "shared", "removed"}
     if not isinstance(layout, dict) or not all(
         isinstance(entry, dict) and entry.get("role") in roles for entry in layout.values()
     ):
-        raise ValueError(
+        raise UserError(
             f"layout: {path} does not give a role (kept, shared, removed) for each layer."
         )
     return layout

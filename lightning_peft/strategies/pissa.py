@@ -14,6 +14,7 @@ from torch import nn
 from lightning_peft.adapters.dense import dense_weight
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.residual import ResidualLinear
+from lightning_peft.errors import UserError
 from lightning_peft.pruning.initialisation import principal_factors
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -29,7 +30,7 @@ class PiSSA(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If ``niter`` is below 1; at attach, if a base is quantized.
+        UserError: If ``niter`` is below 1; at attach, if a base is quantized.
     """
 
     needs = frozenset({"weights at attach"})
@@ -39,7 +40,7 @@ class PiSSA(AdapterStrategy):
     ) -> None:
         super().__init__(r=r, lora_alpha=r if lora_alpha is None else lora_alpha, **lora)
         if niter is not None and niter < 1:
-            raise ValueError(f"niter must be at least 1, got {niter}.")
+            raise UserError(f"niter must be at least 1, got {niter}.")
         self.niter = niter
 
     def layer(self, base: nn.Module) -> ResidualLinear:

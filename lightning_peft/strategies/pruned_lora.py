@@ -26,6 +26,7 @@ from lightning_peft.adapters.attach import AttachReport, adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.shrink import check_gates, keep_components, match_ranks
+from lightning_peft.errors import UserError
 from lightning_peft.pruning import linalg, recovery, schedule, scores
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -89,7 +90,7 @@ class PrunedLoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If a number lies outside its range, or a choice is none of those.
+        UserError: If a number lies outside its range, or a choice is none of those.
     """
 
     def __init__(
@@ -110,23 +111,23 @@ class PrunedLoRA(AdapterStrategy):
     ) -> None:
         super().__init__(r=r, **lora)
         if not 0 <= target_r <= r:
-            raise ValueError(f"target_r must lie between 0 and r = {r}, got {target_r}.")
+            raise UserError(f"target_r must lie between 0 and r = {r}, got {target_r}.")
         if allocation == "global" and not 0 <= min_r <= target_r:
-            raise ValueError(f"min_r must lie between 0 and target_r = {target_r}, got {min_r}.")
+            raise UserError(f"min_r must lie between 0 and target_r = {target_r}, got {min_r}.")
         for key, value, least in (
             ("start_step", start_step, 0),
             ("prune_every", prune_every, 1),
             ("prune_count", prune_count, 1),
         ):
             if value < least:
-                raise ValueError(f"{key} must be at least {least}, got {value}.")
+                raise UserError(f"{key} must be at least {least}, got {value}.")
         for key, choice, choices in (
             ("criterion", criterion, tuple(_SCORES)),
             ("recovery", recovery, ("none", "gradient", "activation")),
             ("allocation", allocation, ("matrix", "global")),
         ):
             if choice not in choices:
-                raise ValueError(f"{key} must be one of {', '.join(choices)}, got {choice!r}.")
+                raise UserError(f"{key} must be one of {', '.join(choices)}, got {choice!r}.")
         self.target_r = target_r
         self.start_step, self.prune_every, self.prune_count = start_step, prune_every, prune_count
         self.criterion, self.recovery, self.allocation = criterion, recovery, allocation

@@ -18,6 +18,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import trainable_parameters
+from lightning_peft.errors import UserError
 from lightning_peft.strategies.base import AdapterStrategy
 
 
@@ -60,7 +61,7 @@ class SparseAdapter(AdapterStrategy):
         lora: The arguments that all strategies share.
 
     Raises:
-        ValueError: If a number lies outside its range.
+        UserError: If a number lies outside its range.
     """
 
     needs = frozenset({"whole steps"})
@@ -70,9 +71,9 @@ class SparseAdapter(AdapterStrategy):
     ) -> None:
         super().__init__(r=r, **lora)
         if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}.")
+            raise UserError(f"sparsity must lie in [0, 1), got {sparsity}.")
         if start_step < 1:
-            raise ValueError(
+            raise UserError(
                 f"start_step must be at least 1, since at step 0 B is zero and with it every "
                 f"score, got {start_step}."
             )

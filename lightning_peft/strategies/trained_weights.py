@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import AttachReport, match_targets
 from lightning_peft.adapters.dense import is_quantized
+from lightning_peft.errors import UserError
 from lightning_peft.strategies.base import AdapterStrategy
 
 
@@ -38,7 +39,7 @@ class TrainedWeights(AdapterStrategy):
     def layer(self, base: nn.Module) -> nn.Module:
         """The linear itself, its weight set free."""
         if is_quantized(base):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} trains the weights themselves, which a "
                 f"{type(base).__name__} holds in a few levels only: give model.quantization: null, "
                 "or an adapter."

@@ -12,8 +12,8 @@ import pytest
 
 from lightning_peft.atomic import is_held
 from lightning_peft.cli import main
+from lightning_peft.models.generation import generate
 from lightning_peft.modules import causal_lm
-from lightning_peft.modules.generation import generate
 from lightning_peft.runs import interrupted_test
 
 ROWS, BATCH = 10, 2

@@ -15,7 +15,7 @@ import pytest
 
 from lightning_peft.commands import judge as command
 from lightning_peft.commands.judge import Chat, EndpointError, judge
-from lightning_peft.datamodules.mt_bench import answer_line
+from lightning_peft.datamodules.conversation.mt_bench import answer_line
 
 KEY = "sk-very-secret"
 TEMPLATES = {

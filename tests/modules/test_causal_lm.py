@@ -19,8 +19,8 @@ from lightning_peft import CausalLMModule, save_peft
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.commands.train import Checkpoints
 from lightning_peft.datamodules import Example, Protocol, TextDataModule
-from lightning_peft.datamodules.examples import Encoder
-from lightning_peft.modules.generation import generate
+from lightning_peft.datamodules.loading.examples import Encoder
+from lightning_peft.models.generation import generate
 from lightning_peft.strategies import LoRA
 
 BARE = "neither a checkpoint nor an adapter"

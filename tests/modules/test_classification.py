@@ -34,7 +34,7 @@ from transformers import (
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.assets import TINY_LLAMA
 from lightning_peft.cli import main
-from lightning_peft.datamodules.glue import GlueDataModule
+from lightning_peft.datamodules.glue.module import GlueDataModule
 from lightning_peft.modules.classification import SequenceClassificationModule
 from lightning_peft.strategies import LoRA
 

@@ -1,0 +1,109 @@
+"""Where records of code lie, and the schemas that those to train on come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_peft.datamodules.loading.records import Records, Source
+from lightning_peft.errors import UserError
+
+Turn = tuple[str, str]  # role and text
+
+_ENDS = (".jsonl", ".json", ".parquet")
+
+
+def _files(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}{end}" for stem in stems for end in _ENDS)
+
+
+TRAINING = {
+    "codefeedback": Source(
+        _files("codefeedback/*iltered*", "codefeedback/*"),
+        "m-a-p/CodeFeedback-Filtered-Instruction",
+        "train",
+    ),
+    "codefeedback_chats": Source(
+        _files("codefeedback/[Cc]ode[-_][Ff]eedback*"), "m-a-p/Code-Feedback", "train"
+    ),
+    "evol_instruct_code": Source(
+        _files("evol_instruct_code/*"), "nickrosh/Evol-Instruct-Code-80k-v1", "train"
+    ),
+}
+HUMANEVAL = Source(
+    _files("humaneval/*"),
+    "openai/openai_humaneval",
+    "test",
+    required=("task_id", "prompt", "entry_point", "test"),
+)
+MBPP = Source(
+    _files("mbpp/*"),
+    "google-research-datasets/mbpp",
+    "train+test+validation+prompt",
+    "full",
+    required=("task_id", "text", "test_list"),
+)
+SCHEMAS = (("query", "answer"), ("messages",), ("instruction", "output"))
+
+
+def python_turns(
+    records: Records, place: str
+) -> tuple[list[tuple[int, list[Turn]]], dict[str, int]]:
+    """Bring records of any schema into turns.
+
+    Args:
+        records: All of one schema.
+        place: Where they are from, for messages.
+
+    Returns:
+        Each record's index and turns, the last an assistant's; and by reason how many were left
+        out: in another language than Python, or without an answer.
+
+    Raises:
+        UserError: If the columns are those of no schema, or of several.
+    """
+    schema = _schema(records, place)
+    python = [(i, r) for i, r in enumerate(records) if _is_python(r)]
+    turns = [(i, _turns(schema, r, f"Record {i + 1} of {place}")) for i, r in python]
+    answered = [(i, t) for i, t in turns if t]
+    left_out = {
+        "not_in_python": len(records) - len(python),
+        "without_an_answer": len(python) - len(answered),
+    }
+    return answered, left_out
+
+
+def _schema(records: Records, place: str) -> tuple[str, ...]:
+    """Tell the schema of all records by the columns that they hold something in."""
+    kinds = {frozenset(key for key, value in r.items() if value is not None) for r in records}
+    found = {next((s for s in SCHEMAS if kind.issuperset(s)), None) for kind in kinds}
+    schema = found.pop()
+    if found or schema is None:
+        columns = " beside ".join(sorted(", ".join(sorted(kind)) or "none" for kind in kinds))
+        raise UserError(
+            f"The records of {place} have the columns {columns}; wanted are query and answer, "
+            "or messages, or instruction and output, the same in all of them."
+        )
+    return schema
+
+
+def _is_python(record: Mapping[str, Any]) -> bool:
+    language = record.get("lang")
+    return language is None or str(language).lower() in ("python", "python3", "py")
+
+
+def _turns(schema: tuple[str, ...], record: Mapping[str, Any], place: str) -> list[Turn]:
+    """Return the turns up to the last answer; none where there is no answer to a question."""
+    if schema != ("messages",):
+        question, answer = (record[column] for column in schema)
+        if schema[0] == "instruction" and record.get("input"):
+            question = f"{question}\n{record['input']}"
+        return [("user", question), ("assistant", answer)] if answer else []
+    try:
+        turns = [(m["role"], m["content"]) for m in record["messages"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{place} has messages without role and content.") from error
+    turns = [(role, text) for role, text in turns if role in ("system", "user", "assistant")]
+    while turns and turns[-1][0] != "assistant":
+        turns.pop()
+    return turns if turns and turns[0][0] != "assistant" else []

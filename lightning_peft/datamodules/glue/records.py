@@ -1,0 +1,266 @@
+"""GLUE's records, from the files as they are published or from the hub (``nyu-mll/glue``).
+
+The tsv files differ from task to task: no csv quoting (MRPC has single quotation marks inside
+fields), a byte-order mark before MRPC's header, no header in CoLA's, ten columns in STS-B's, words
+for labels in RTE's, QNLI's and MNLI's. QQP's has rows that are broken by a missing tab or by a line
+break inside a question: where only the tab before the label is missing, the row is mended; what
+cannot be told is left out, as the hub's version does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.datamodules.loading.pairs import Labelled
+from lightning_peft.datamodules.loading.records import Source, read_file
+from lightning_peft.errors import UserError
+
+HUB = "nyu-mll/glue"
+ENDINGS = (".tsv", ".jsonl", ".parquet", "-*.parquet")
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """Where one task's records are, and what they mean.
+
+    Attributes:
+        folder: The task's folder in GLUE's archive.
+        labels: Names of the classes in the order of their indices; None for scores.
+        tsv: The tsv file's columns of the text or texts, and of the label.
+        fields: The fields of the text or texts on the hub.
+        metrics: Of its predictions, the task's own first.
+        names: What the two texts are called.
+        header: All columns, of files that lack a header.
+        dev: Validation sets by task name; each has the file names it may have, the hub's second.
+    """
+
+    folder: str
+    labels: tuple[str, ...] | None
+    tsv: tuple[str, ...]
+    fields: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+    names: tuple[str, str] = ("Sentence 1", "Sentence 2")
+    header: tuple[str, ...] = ()
+    dev: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+QQP = ("id", "qid1", "qid2", "question1", "question2", "is_duplicate")
+ENTAILMENT = ("entailment", "not_entailment")
+TASKS = {
+    "cola": GlueTask(
+        "CoLA",
+        ("unacceptable", "acceptable"),
+        ("sentence", "label"),
+        ("sentence",),
+        ("matthews", "accuracy"),
+        header=("source", "label", "mark", "sentence"),
+    ),
+    "sst2": GlueTask("SST-2", ("negative", "positive"), ("sentence", "label"), ("sentence",)),
+    "mrpc": GlueTask(
+        "MRPC",
+        ("not_equivalent", "equivalent"),
+        ("#1 String", "#2 String", "Quality"),
+        ("sentence1", "sentence2"),
+        ("accuracy", "f1"),
+    ),
+    "qqp": GlueTask(
+        "QQP",
+        ("not_duplicate", "duplicate"),
+        ("question1", "question2", "is_duplicate"),
+        ("question1", "question2"),
+        ("accuracy", "f1"),
+        ("Question 1", "Question 2"),
+        header=QQP,
+        dev=(("qqp", ("dev", "validation", "sample")),),
+    ),
+    "stsb": GlueTask(
+        "STS-B",
+        None,
+        ("sentence1", "sentence2", "score"),
+        ("sentence1", "sentence2"),
+        ("spearman", "pearson"),
+    ),
+    "mnli": GlueTask(
+        "MNLI",
+        ("entailment", "neutral", "contradiction"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("premise", "hypothesis"),
+        names=("Premise", "Hypothesis"),
+        dev=(
+            ("mnli_matched", ("dev_matched", "validation_matched")),
+            ("mnli_mismatched", ("dev_mismatched", "validation_mismatched")),
+        ),
+    ),
+    "qnli": GlueTask(
+        "QNLI",
+        ENTAILMENT,
+        ("question", "sentence", "label"),
+        ("question", "sentence"),
+        names=("Question", "Sentence"),
+    ),
+    "rte": GlueTask(
+        "RTE",
+        ENTAILMENT,
+        ("sentence1", "sentence2", "label"),
+        ("sentence1", "sentence2"),
+        names=("Premise", "Hypothesis"),
+    ),
+}
+
+
+class GlueFiles:
+    """One task's splits, in a folder or on the hub.
+
+    Args:
+        task: Its name in ``TASKS``.
+        data_dir: The folder with the tasks' folders, or this task's own; None takes the hub.
+        cache_dir: Where `datasets` keeps what it read; None takes its own place.
+
+    Attributes:
+        counts: After reading: how many records were ``mended``, and how many ``left_out``.
+    """
+
+    def __init__(self, task: str, data_dir: str | None, cache_dir: str | None = None) -> None:
+        self.task, self.cache_dir = TASKS[task], cache_dir
+        self.name = task
+        self.folder = None if data_dir is None else self._find(Path(data_dir))
+        self.counts = {"mended": 0, "left_out": 0}
+
+    def _find(self, root: Path) -> Path:
+        if not root.is_dir():
+            raise UserError(
+                f"data.data_dir {str(root)!r} is no folder; give the folder of GLUE's files, or "
+                f"null for {HUB} of the hub."
+            )
+        found = [p for p in sorted(root.iterdir()) if p.is_dir() and spelled(p.name) == self.name]
+        return found[0] if found else root
+
+    def there(self, names: tuple[str, ...]) -> bool:
+        """Say whether a split is there under one of its names; on the hub all are."""
+        return self.folder is None or bool(self._source(names).there(str(self.folder)))
+
+    def missing(self, names: tuple[str, ...]) -> str:
+        """Say in one sentence that a split is not there."""
+        file = f"{names[0]}.tsv"
+        return f"{self.folder} holds no {file} of {self.name} (nor a .jsonl or .parquet)."
+
+    def read(self, names: tuple[str, ...]) -> list[Labelled]:
+        """Read a split.
+
+        Args:
+            names: What its file may be called; the last but for ``sample`` is the hub's name.
+
+        Returns:
+            Its records.
+
+        Raises:
+            UserError: If it is not there or empty, or a record lacks a text or a label in range;
+                with the file and the line.
+        """
+        source = self._source(names)
+        if self.folder is None:
+            return self._labelled(
+                (f"record {n} of {HUB}/{self.name} ({source.split})", fields)
+                for n, fields in enumerate(source.read(None, self.cache_dir), 1)
+            )
+        paths = source.there(str(self.folder))
+        if not paths:
+            raise UserError(self.missing(names))
+        records = self._labelled(row for path in paths for row in self._rows(path))
+        if not records:
+            raise UserError(f"{paths[0]} holds no record.")
+        return records
+
+    def _source(self, names: tuple[str, ...]) -> Source:
+        split = next(n for n in names if not n.startswith("dev"))
+        files = tuple(f"{name}{ending}" for name in names for ending in ENDINGS)
+        return Source(files, HUB, split, self.name, (*self.task.fields, "label"))
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each record's place, and its fields under the hub's names."""
+        if path.suffix != ".tsv":
+            records = read_file(path, (*self.task.fields, "label"), self.cache_dir)
+            yield from ((f"record {n} of {path}", r) for n, r in enumerate(records, 1))
+            return
+        lines = enumerate(_lines(path), 1)
+        columns = self.task.header
+        if not columns or _cells(path)[: len(columns)] == list(columns):
+            columns = tuple(next(lines, (0, ""))[1].split("\t"))
+        lacking = [name for name in self.task.tsv if name not in columns]
+        if lacking:
+            raise UserError(
+                f"{path}, line 1: the header has no column {lacking[0]!r}, only "
+                f"{', '.join(columns)}."
+            )
+        for number, line in lines:
+            if not line:
+                continue
+            cells = self._whole(line.split("\t"), len(columns))
+            if cells is None:
+                self.counts["left_out"] += 1
+                continue
+            place = f"{path}, line {number}"
+            if len(cells) != len(columns):
+                raise UserError(f"{place}: {len(cells)} columns, where {len(columns)} are wanted.")
+            row = dict(zip(columns, cells, strict=True))
+            *texts, label = (row[name] for name in self.task.tsv)
+            yield place, {**dict(zip(self.task.fields, texts, strict=True)), "label": label}
+
+    def _whole(self, cells: list[str], count: int) -> list[str] | None:
+        """The cells of a row; of QQP's mended where that is safe, None where not."""
+        if self.task.header != QQP or len(cells) == count:
+            return cells
+        label = re.fullmatch(r"(.*\S)\s+([01])", cells[-1])
+        if len(cells) == count - 1 and cells[0].isdigit() and label:
+            self.counts["mended"] += 1
+            return [*cells[:-1], *label.groups()]
+        return None
+
+    def _labelled(self, rows: Iterator[tuple[str, dict[str, Any]]]) -> list[Labelled]:
+        records = []
+        for index, (place, row) in enumerate(rows):
+            first, second = [*(row[name] for name in self.task.fields), None][:2]
+            if second is None and not first:
+                raise UserError(f"{place}: the sentence is empty.")
+            records.append(Labelled(first, second, self._label(row["label"], place), index))
+        return records
+
+    def _label(self, value: Any, place: str) -> int | float:
+        names = self.task.labels
+        if names is None:
+            try:
+                if 0 <= float(value) <= 5:
+                    return float(value)
+            except ValueError:
+                pass
+            raise UserError(f"{place}: the score {value!r} is no number from 0 to 5.")
+        known: dict[str, int] = {name: i for i, name in enumerate(names)}
+        known |= {str(i): i for i in range(len(names))}
+        if str(value) not in known:
+            words = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+            hidden = "; GLUE hides those of its test sets" if str(value) == "-1" else ""
+            raise UserError(f"{place}: the label {value!r} is none of {words}{hidden}.")
+        return known[str(value)]
+
+
+def spelled(name: str) -> str:
+    """A task's name without capitals, blanks and marks, in which its usual spellings agree."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines by line feeds alone: texts hold further characters that Python takes for breaks."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            yield from (line.rstrip("\r\n") for line in file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}.") from error
+
+
+def _cells(path: Path) -> list[str]:
+    """The first line's cells."""
+    return next(_lines(path), "").split("\t")

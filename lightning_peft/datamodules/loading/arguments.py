@@ -1,0 +1,43 @@
+"""What a user can get wrong in a data module's arguments, each told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lightning_peft.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub, or say in one sentence that there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"data.tokenizer {name_or_path!r} could not be loaded ({reason}); "
+            "give a folder with a tokenizer or a name on the hub."
+        ) from error
+
+
+def at_least(least: int, key: str, value: int) -> int:
+    """Return a count, or refuse it where it is too small."""
+    if value < least:
+        raise UserError(f"data.{key} is {value}; it has to be {least} or more.")
+    return value
+
+
+def known(key: str, value: str, names: Iterable[str]) -> str:
+    """Return a name, or refuse it where it is none of the known ones."""
+    names = list(names)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
+        raise UserError(f"data.{key} {value!r} is unknown; {hint}")
+    return value

@@ -1,0 +1,1 @@
+"""The configuration, from command line and files."""
