@@ -1,11 +1,20 @@
 """Layers and what is done to them: plain PyTorch, no Lightning, no transformers."""
 
-from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, match_targets
+from lightning_peft.adapters.adapted import AdaptedLayer, PeftForm
+from lightning_peft.adapters.attach import (
+    AttachReport,
+    adapter_layers,
+    kind_of,
+    lora_layers,
+    match_targets,
+)
 from lightning_peft.adapters.compiled import compile_model
+from lightning_peft.adapters.gates import Gate
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.merge import merge
 from lightning_peft.adapters.observe import observe_inputs
-from lightning_peft.adapters.peft_format import load_peft, save_peft
+from lightning_peft.adapters.peft_format import save_peft
+from lightning_peft.adapters.peft_reading import load_peft
 from lightning_peft.adapters.shrink import keep_components
 from lightning_peft.adapters.state import (
     adapter_state_dict,
@@ -15,8 +24,11 @@ from lightning_peft.adapters.state import (
 )
 
 __all__ = [
+    "AdaptedLayer",
     "AttachReport",
+    "Gate",
     "LoRALinear",
+    "PeftForm",
     "adapter_layers",
     "adapter_state_dict",
     "compile_model",
@@ -25,6 +37,7 @@ __all__ = [
     "kind_of",
     "load_adapter_state",
     "load_peft",
+    "lora_layers",
     "match_targets",
     "merge",
     "observe_inputs",

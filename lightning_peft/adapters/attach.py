@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from lightning_peft import distributed
+from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.errors import UserError
 
@@ -18,8 +19,13 @@ ALL_LINEAR = "all-linear"
 _HEADS = ("score", "classifier")  # of classification models, PEFT's SEQ_CLS_HEAD_NAMES
 
 
-def adapter_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def adapter_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """The adapted layers of a model by full name, in the model's order. Found by type."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """Those adapted layers that are LoRA's or a kind of it, by full name, in the model's order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
 
 
@@ -191,7 +197,7 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
     for name, count in trained_values(model).values():
         adapters[kind_of(name)] += count
     layers = adapter_layers(model).values()
-    seen = {id(p) for layer in layers for p in own_parameters(layer)}
+    seen = {id(p) for layer in layers for p in layer.own_parameters()}
     trained = sum(
         distributed.shape(p).numel()
         for p in model.parameters()
@@ -228,32 +234,41 @@ def trained_modules(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def own_parameters(layer: LoRALinear) -> Iterator[nn.Parameter]:
-    """The parameters of an adapted layer without its base's."""
-    base = {id(p) for p in layer.base.parameters()}
-    return (p for p in layer.parameters() if id(p) not in base)
-
-
 def trained_values(model: nn.Module) -> dict[int, tuple[str, int]]:
     """By parameter id, the first layer that holds it and how many of its values train."""
     found: dict[int, tuple[str, int]] = {}
     for name, layer in adapter_layers(model).items():
-        for parameter in own_parameters(layer):
+        for parameter in layer.own_parameters():
             if parameter.requires_grad and id(parameter) not in found:
                 found[id(parameter)] = (name, layer.trained_values(parameter))
     return found
 
 
+def find_modules(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """The modules that train in full beside adapters, by names or ends of names.
+
+    Raises:
+        UserError: If a pattern matches nothing.
+    """
+    found: list[nn.Module] = []
+    for pattern in patterns:
+        matched = [module for name, module in model.named_modules() if _matches(name, pattern)]
+        if not matched:
+            raise UserError(f"modules_to_save: {pattern!r} matches no module of the model.")
+        found += matched
+    return found
+
+
 def replace_linears(
-    model: nn.Module, names: Sequence[str], layer: Callable[[nn.Module], nn.Module]
-) -> dict[str, LoRALinear]:
+    model: nn.Module, names: Sequence[str], layer: Callable[[nn.Module, str], nn.Module]
+) -> dict[str, AdaptedLayer]:
     """Put an adapted layer in the place of each named linear.
 
     Args:
         model: The model, changed in place.
         names: Full names of linears.
-        layer: Makes what stands in the place of a linear: an adapted layer over it, or the linear
-            itself.
+        layer: Makes what stands in the place of a linear, from the linear and its full name: an
+            adapted layer over it, or the linear itself.
 
     Returns:
         The new adapted layers by name.
@@ -261,8 +276,8 @@ def replace_linears(
     replaced = {}
     for name in names:
         base = model.get_submodule(name)
-        made = layer(base)
-        if isinstance(made, LoRALinear):
+        made = layer(base, name)
+        if isinstance(made, AdaptedLayer):
             replaced[name] = made
             model.set_submodule(name, made.train(model.training))
     return replaced

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_peft.adapters.functional import masked
+from lightning_peft.adapters.functional import Kept, masked
 
 
 def draw(
@@ -45,8 +44,27 @@ def draw(
     return bits.ge_(min(2**15 - round(keep * 2**16), 2**15 - 1)).to(torch.uint8)
 
 
+@dataclass
+class _Draw:
+    """The mask of one tensor, kept on that tensor.
+
+    Attributes:
+        mask: Zeros and ones, uint8.
+        version: Of the tensor when the mask was drawn: one that was changed in place is another.
+        taken: The layers that have taken it.
+    """
+
+    mask: Tensor
+    version: int
+    taken: set[int]
+
+
 class SharedDraw:
-    """The latest mask, for the layers that read the same tensor one after another.
+    """One mask for all layers that read the same tensor (query, key and value).
+
+    The mask is kept on the tensor itself, where the next layer that is given this tensor finds it,
+    and goes when the tensor goes. A layer that is given the same tensor once more begins another
+    forward, and draws anew.
 
     Every layer takes one number from torch's global stream, whether it draws or finds a mask: a
     recomputation under activation checkpointing may find what the forward drew, or draw what the
@@ -54,44 +72,46 @@ class SharedDraw:
     """
 
     def __init__(self) -> None:
-        self._x: weakref.ref[Tensor] | None = None
-        self._version = 0
-        self._keep: Tensor | None = None
-        self._dropped: tuple[Tensor, Tensor] | None = None
+        self._product: tuple[Tensor, Tensor] | None = None
 
-    def mask(self, x: Tensor, keep: float) -> Tensor:
+    def mask(self, x: Tensor, keep: float, layer: nn.Module) -> Tensor:
         """The mask of a tensor, drawn when it is first seen.
 
         Args:
             x: The tensor.
             keep: Probability of keeping an element.
+            layer: Who asks.
 
         Returns:
             Zeros and ones, uint8, the shape of ``x``.
         """
         seed = int(torch.randint(2**62, ()))
-        seen = None if self._x is None else self._x()
-        if seen is not x or self._version != x._version or self._keep is None:
-            self._x, self._version = weakref.ref(x), x._version
+        drawn: _Draw | None = getattr(x, _ON_TENSOR, None)
+        if drawn is None or drawn.version != x._version or id(layer) in drawn.taken:
             generator = torch.Generator(x.device).manual_seed(seed)
-            self._keep = draw(x.shape, keep, x.device, generator)
-        return self._keep
+            drawn = _Draw(draw(x.shape, keep, x.device, generator), x._version, set())
+            setattr(x, _ON_TENSOR, drawn)
+        drawn.taken.add(id(layer))
+        return drawn.mask
 
-    def dropped(self, x: Tensor, keep: Tensor) -> Tensor:
-        """``keep ⊙ x``, made once for the layers that ask for it one after another.
+    def product(self, x: Tensor, mask: Tensor) -> Tensor:
+        """``mask ⊙ x``, made once for the layers that ask for it one after another.
 
         Args:
-            x: The tensor that the mask was drawn for.
-            keep: The mask, which is held, so that its memory is nobody else's.
+            x: The tensor that the mask was drawn for, in any dtype.
+            mask: The mask.
         """
-        last = self._dropped
-        if last is None or last[0].data_ptr() != keep.data_ptr() or last[1].dtype != x.dtype:
-            self._dropped = last = keep, masked(x, keep)
+        last = self._product
+        if last is None or last[0] is not mask or last[1].dtype != x.dtype:
+            self._product = last = mask, masked(x, mask)
         return last[1]
 
 
+_ON_TENSOR = "_lightning_peft_draw"
+
+
 class InputDropout(nn.Dropout):
-    """``nn.Dropout`` that can give its mask instead of applying it.
+    """``nn.Dropout`` that can say what it keeps instead of applying it.
 
     Args:
         p: Probability of dropping an element, in [0, 1).
@@ -104,24 +124,21 @@ class InputDropout(nn.Dropout):
         super().__init__(p)
         self.shared: SharedDraw | None = None
 
-    def mask(self, x: Tensor) -> Tensor | None:
-        """What is kept of an input, ones and zeros in its shape; None where nothing is dropped."""
+    def kept(self, x: Tensor) -> Kept | None:
+        """What is kept of an input, (..., d_in); None where nothing is dropped."""
         if not self.training or self.p == 0:
             return None
+        keep, scale = 1 - self.p, 1 / (1 - self.p)
+        if torch.compiler.is_compiling():
+            return Kept(torch.empty_like(x).bernoulli_(keep), scale)
         if self.shared is not None:
-            return self.shared.mask(x, 1 - self.p)
-        return draw(x.shape, 1 - self.p, x.device)
-
-    def apply_mask(self, x: Tensor, keep: Tensor) -> Tensor:
-        """``keep ⊙ x``, without the scaling of what is kept."""
-        return masked(x, keep) if self.shared is None else self.shared.dropped(x, keep)
+            return Kept(self.shared.mask(x, keep, self), scale, self.shared.product)
+        return Kept(draw(x.shape, keep, x.device), scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of x, (..., d_in) to (..., d_in), and scale the rest by 1 / (1 - p)."""
-        if torch.compiler.is_compiling():
-            return F.dropout(x, self.p, self.training)
-        keep = self.mask(x)
-        return x if keep is None else masked(x, keep) * (1 / (1 - self.p))
+        kept = self.kept(x)
+        return x if kept is None else masked(x, kept.mask) * kept.scale
 
 
 def share_draws(modules: Iterable[nn.Module]) -> None:

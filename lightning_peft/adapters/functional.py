@@ -14,14 +14,13 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-Dropped = Callable[[Tensor, Tensor], Tensor]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -32,6 +31,26 @@ def _rows(x: Tensor) -> Tensor:
 def masked(x: Tensor, keep: Tensor) -> Tensor:
     """``keep ⊙ x``, with a mask of 0 and 1 in any dtype."""
     return x * keep.to(x.dtype)  # converting first is faster than a product of two dtypes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What dropout keeps of an input x.
+
+    Attributes:
+        mask: 0 and 1 in any dtype, the shape of x.
+        scale: Of what is kept, 1 / (1 - p).
+        product: Computes ``mask ⊙ x``; in the backward pass again, so that it need not be saved.
+    """
+
+    mask: Tensor
+    scale: float = 1.0
+    product: Callable[[Tensor, Tensor], Tensor] = masked
+
+
+def _parts(kept: Kept | None) -> tuple[Any, ...]:
+    """Mask, scale and product for autograd's functions, which save tensors only if given bare."""
+    return (None, 1.0, masked) if kept is None else (kept.mask, kept.scale, kept.product)
 
 
 class _DownFunction(torch.autograd.Function):
@@ -46,16 +65,16 @@ class _DownFunction(torch.autograd.Function):
         lora_A: Tensor,
         keep: Tensor | None,
         scale: float,
-        dropped: Dropped,
+        product: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor | None, Tensor]:
         # In rows: a view made in here could not be added to in place.
         y = None if weight is None else F.linear(_rows(x), weight, bias)
         read = x.to(lora_A.dtype)
-        z = _rows(read if keep is None else dropped(read, keep)) @ lora_A.T  # (n, rank)
+        z = _rows(read if keep is None else product(read, keep)) @ lora_A.T  # (n, rank)
         if scale != 1:
             z *= scale
         ctx.save_for_backward(x, weight, lora_A, keep)
-        ctx.scale, ctx.dropped = scale, dropped
+        ctx.scale, ctx.product = scale, product
         return y, z
 
     @staticmethod
@@ -67,7 +86,7 @@ class _DownFunction(torch.autograd.Function):
         grad_A = grad_x = None
         if ctx.needs_input_grad[3]:
             read = x.to(lora_A.dtype)
-            read = read if keep is None else ctx.dropped(read, keep)
+            read = read if keep is None else ctx.product(read, keep)
             grad_A = grad_z.T @ _rows(read)  # (rank, d_in)
         if ctx.needs_input_grad[0]:
             through_W = None if weight is None or grad_y is None else (grad_y, weight)
@@ -147,14 +166,14 @@ class _LoRAFunction(torch.autograd.Function):
         lora_B: Tensor,
         keep: Tensor | None,
         scaling: float,
-        dropped: Dropped,
+        product: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         y = F.linear(_rows(x), weight, bias)  # (n, d_out)
         read = x.to(lora_A.dtype)
-        z = _rows(read if keep is None else dropped(read, keep)) @ lora_A.T  # (n, rank)
+        z = _rows(read if keep is None else product(read, keep)) @ lora_A.T  # (n, rank)
         _add_change(y, z, lora_B, scaling)
         ctx.save_for_backward(x, weight, lora_A, lora_B, keep, z)
-        ctx.scaling, ctx.dropped = scaling, dropped
+        ctx.scaling, ctx.product = scaling, product
         return y
 
     @staticmethod
@@ -169,7 +188,7 @@ class _LoRAFunction(torch.autograd.Function):
             grad_z = (rows @ lora_B).mul_(ctx.scaling)  # (n, rank)
         if needs[3]:
             read = x.to(lora_A.dtype)
-            grad_A = grad_z.T @ _rows(read if keep is None else ctx.dropped(read, keep))
+            grad_A = grad_z.T @ _rows(read if keep is None else ctx.product(read, keep))
         if needs[0]:
             flat = None if keep is None else _rows(keep)
             grad_x = _grad_x((grad, weight), grad_z, lora_A, flat, x.dtype).view(x.shape)
@@ -182,11 +201,9 @@ def lora_linear(
     lora_A: Tensor,
     lora_B: Tensor,
     scaling: float,
-    keep: Tensor | None = None,
-    scale: float = 1.0,
-    dropped: Dropped = masked,
+    kept: Kept | None = None,
 ) -> Tensor:
-    """Compute ``W x + b + s B A (scale · keep ⊙ x)``, (..., d_in) to (..., d_out).
+    """Compute ``W x + b + s B A dropout(x)``, (..., d_in) to (..., d_out).
 
     Args:
         base: The linear, of any kind.
@@ -194,15 +211,14 @@ def lora_linear(
         lora_A: (rank, d_in).
         lora_B: (d_out, rank).
         scaling: s.
-        keep: As in :func:`base_and_down`.
-        scale: As in :func:`base_and_down`.
-        dropped: As in :func:`base_and_down`.
+        kept: What dropout keeps of x; None where it keeps all.
     """
     if not is_plain(base, x):
-        y, z = base_and_down(base, x, lora_A, keep, scale, dropped)
+        y, z = base_and_down(base, x, lora_A, kept)
         return add_up(y, z, lora_B, scaling, in_place=False)
+    keep, scale, product = _parts(kept)
     y = _LoRAFunction.apply(
-        x, base.weight, base.bias, lora_A, lora_B, keep, scaling * scale, dropped
+        x, base.weight, base.bias, lora_A, lora_B, keep, scaling * scale, product
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -211,25 +227,21 @@ def base_and_down(
     base: nn.Module,
     x: Tensor,
     lora_A: Tensor,
-    keep: Tensor | None = None,
-    scale: float = 1.0,
-    dropped: Dropped = masked,
+    kept: Kept | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``W x + b`` and ``scale · A (keep ⊙ x)``.
+    """Compute ``W x + b`` and ``A dropout(x)``.
 
     Args:
         base: The linear, of any kind.
         x: (..., d_in).
         lora_A: (rank, d_in).
-        keep: 0 and 1 in any dtype, the shape of ``x``: a dropout mask.
-        scale: Of the second, such as 1 / (1 - p).
-        dropped: Computes ``keep ⊙ x``, in the backward pass again.
+        kept: What dropout keeps of x; None where it keeps all.
 
     Returns:
         (n, d_out), n being all of x's leading dimensions, for :func:`add_up`; and (..., rank).
     """
     weight, bias = (base.weight, base.bias) if is_plain(base, x) else (None, None)
-    y, z = _DownFunction.apply(x, weight, bias, lora_A, keep, scale, dropped)
+    y, z = _DownFunction.apply(x, weight, bias, lora_A, *_parts(kept))
     return _rows(base(x)) if y is None else y, z.view(*x.shape[:-1], lora_A.shape[0])
 
 

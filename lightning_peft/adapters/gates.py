@@ -8,19 +8,45 @@ work with everything else:
 * where it holds a value for each component, that is a parameter or buffer of shape (r,), which
   loses the values of removed components together with A and B.
 
-A gate that holds one draw over a whole optimizer step has ``new_step()``, which the strategy calls
-after each step. A gate whose mask is the same for all tokens may have
-``choose(rank)``, which says for one forward which components pass: the others are then not even
-computed.
+:class:`Gate` is a base for those that do more: hold one draw over a whole optimizer step, or say
+which components pass before they are computed.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class RankScale(nn.Module):
+class Gate(nn.Module):
+    """A gate that may act at optimizer steps and choose components; any module can be one."""
+
+    def choose(self, rank: int) -> tuple[Tensor, float] | None:
+        """Say for one forward which components pass, so that the others are not even computed.
+
+        Args:
+            rank: How many components there are.
+
+        Returns:
+            The components (k,), int64, and the factor of all that pass; None to have ``forward``
+            called instead, as where each token has a mask of its own.
+        """
+        return None
+
+    def new_step(self) -> None:
+        """Draw anew what holds for a whole optimizer step; called after each step."""
+
+
+def step_gates(gate: nn.Module | None) -> list[Any]:
+    """The parts of a gate that act at optimizer steps."""
+    parts = [] if gate is None else gate.modules()
+    nothing = (None, Gate.new_step)
+    return [part for part in parts if getattr(type(part), "new_step", None) not in nothing]
+
+
+class RankScale(Gate):
     """A trained value for each component, in training and eval.
 
     Args:

@@ -8,9 +8,6 @@ gate or in which components (row ``A_j``, column ``B_j``) exist; the layer itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,9 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_peft import distributed
+from lightning_peft.adapters.adapted import AdaptedLayer, PeftForm
 from lightning_peft.adapters.dropout import InputDropout
-from lightning_peft.adapters.functional import add_up, base_and_down, is_plain, lora_linear
+from lightning_peft.adapters.functional import (
+    Kept,
+    add_up,
+    base_and_down,
+    is_plain,
+    lora_linear,
+    masked,
+)
 from lightning_peft.adapters.gates import chosen_components, gate_diagonal
+from lightning_peft.adapters.placement import adapter_device
 from lightning_peft.errors import UserError
 
 
@@ -32,26 +38,7 @@ def in_autocast(x: Tensor, *lora: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in (x, *lora))
 
 
-_place: ContextVar[torch.device | None] = ContextVar("place", default=None)
-
-
-@contextmanager
-def adapters_on(device: torch.device) -> Iterator[None]:
-    """Make adapters of a base on the meta device on another, as if it were loaded there."""
-    before = _place.set(device)
-    try:
-        yield
-    finally:
-        _place.reset(before)
-
-
-def adapter_device(weight: Tensor) -> torch.device:
-    """Where what stands beside a base's weight is made."""
-    place = _place.get()
-    return weight.device if place is None or not weight.is_meta else place
-
-
-class LoRALinear(nn.Module):
+class LoRALinear(AdaptedLayer):
     """A frozen linear with a trained low-rank change beside it.
 
     Components that are alive stand in front: ``rank`` of them are computed, and where an engine
@@ -85,22 +72,20 @@ class LoRALinear(nn.Module):
         gate: nn.Module | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         if r < 1:
             raise UserError(f"r must be at least 1, got {r}.")
         if not 0 <= lora_dropout < 1:
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
-        self.base = base
-        self.in_features: int = base.in_features  # type: ignore[assignment]
-        self.out_features: int = base.out_features  # type: ignore[assignment]
-        weight: Tensor = base.weight  # type: ignore[assignment]
+        weight = self.weight
         where: dict[str, Any] = {
             "device": adapter_device(weight),
             "dtype": dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32),
         }
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **where))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **where))
-        self.r = self.rank = r
+        self.r: int = r
+        self.rank: int = r
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.dropout = InputDropout(lora_dropout) if lora_dropout else nn.Identity()
         self.gate = gate.to(self.lora_A.device) if gate is not None else None
@@ -133,16 +118,6 @@ class LoRALinear(nn.Module):
             nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
 
     @property
-    def weight(self) -> Tensor:
-        """The base's weight, which some models read for its dtype or device."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias  # type: ignore[return-value]
-
-    @property
     def active_A(self) -> Tensor:
         """The living rows of A, (rank, d_in)."""
         full = self.lora_A.shape[0] == self.rank
@@ -163,37 +138,35 @@ class LoRALinear(nn.Module):
         Returns:
             Output, (..., d_out), in the dtype of the base's output.
         """
-        if torch.compiler.is_compiling():
-            return self._formula(x, self.dropout(x))
-        return self._adapted(x, self._draw(x))
+        return self.adapted(x, self.kept(x))
 
-    def _draw(self, x: Tensor) -> Tensor | None:
-        """What dropout keeps of x, ones and zeros in its shape; None where it keeps all."""
-        return self.dropout.mask(x) if isinstance(self.dropout, InputDropout) else None
+    def kept(self, x: Tensor) -> Kept | None:
+        """What dropout keeps of an input, (..., d_in), drawn now; None where it keeps all."""
+        return self.dropout.kept(x) if isinstance(self.dropout, InputDropout) else None
 
-    def _adapted(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """The layer, with what dropout keeps of its input (ones and zeros, like x)."""
+    def adapted(self, x: Tensor, kept: Kept | None) -> Tensor:
+        """Compute the layer's output for what dropout keeps of its input.
+
+        Args:
+            x: Input, (..., d_in).
+            kept: What dropout keeps of it; None for all.
+
+        Returns:
+            Output, (..., d_out).
+        """
         if torch.compiler.is_compiling():  # a compiler fuses the formula by itself
-            return self._formula(x, x)
+            return self._formula(x, x if kept is None else masked(x, kept.mask) * kept.scale)
         x, lora_A, lora_B = in_autocast(x, self.active_A, self.active_B)
         scaling, gate = self.scaling, self.gate
         chosen = chosen_components(gate, self.rank)
         if chosen is not None:  # of what the gate drops nothing is computed
-            kept, factor = chosen[0].to(x.device, non_blocking=True), chosen[1]
-            lora_A, lora_B = lora_A.index_select(0, kept), lora_B.index_select(1, kept)
+            components, factor = chosen[0].to(x.device, non_blocking=True), chosen[1]
+            lora_A, lora_B = lora_A.index_select(0, components), lora_B.index_select(1, components)
             scaling, gate = scaling * factor, None
-        drop = self._drop(keep)
         if gate is None:
-            return lora_linear(self.base, x, lora_A, lora_B, scaling, *drop)
-        y, z = base_and_down(self.base, x, lora_A, *drop)  # (n, d_out), (..., rank)
+            return lora_linear(self.base, x, lora_A, lora_B, scaling, kept)
+        y, z = base_and_down(self.base, x, lora_A, kept)  # (n, d_out), (..., rank)
         return add_up(y, gate(z), lora_B, scaling, in_place=is_plain(self.base, x))
-
-    def _drop(self, keep: Tensor | None) -> tuple[Any, ...]:
-        """What the functions are told of dropout: mask, scale of what is kept, application."""
-        if keep is None:
-            return ()
-        assert isinstance(self.dropout, InputDropout)
-        return keep, 1 / (1 - self.dropout.p), self.dropout.apply_mask
 
     def _formula(self, x: Tensor, dropped: Tensor) -> Tensor:
         """The layer as its formula says, for an input and what dropout makes of it."""
@@ -216,24 +189,19 @@ class LoRALinear(nn.Module):
         return left, self.active_A.detach()
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The change against the *original* weight as two matrices, in eval form.
+        """The low-rank product that the layer adds to the *original* weight, in eval form.
 
-        They differ from :meth:`change` only where a method has changed the base.
+        It differs from :meth:`change` only where a method has changed the base. It is all of ΔW
+        unless the layer does more than add it (DoRA's magnitude), which then says its own
+        :meth:`delta_weight`.
 
         Returns:
-            ``left`` (d_out, k) and ``right`` (k, d_in) with ``ΔW = left @ right``, detached.
+            ``left`` (d_out, k) and ``right`` (k, d_in), detached.
         """
         return self.change()
 
     def merged_weight(self, base_weight: Tensor) -> Tensor:
-        """The one weight that does in eval what base and adapter do together.
-
-        Args:
-            base_weight: The base's weight as it stands, dense, (d_out, d_in).
-
-        Returns:
-            (d_out, d_in), float32 at least.
-        """
+        """``W + s B A``, in eval form, (d_out, d_in)."""
         left, right = self.change()
         return base_weight + left @ right
 
@@ -259,42 +227,44 @@ class LoRALinear(nn.Module):
         return ((z @ (left.T @ left)) * z).sum(-1).clamp_min(0)
 
     def components(self) -> list[tuple[nn.Parameter, int]]:
-        """The parameters that hold a slice for each component, with the dimension of that slice."""
+        """A, whose rows are the components' slices, and B, whose columns are."""
         return [(self.lora_A, 0), (self.lora_B, 1)]
 
-    def trained_values(self, parameter: nn.Parameter) -> int:
-        """How many values of one of this layer's parameters train.
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The living part of A (rank, d_in) and of B (d_out, rank), whole on every process."""
+        A, B = distributed.value(self.lora_A), distributed.value(self.lora_B)
+        return A[: self.rank], B[:, : self.rank]
 
-        Fewer than it has where a mask is fixed, or dead components stand behind the living ones.
-        """
-        shape = distributed.shape(parameter)
-        for own, dim in self.components():
-            if own is parameter:
-                return shape.numel() // max(shape[dim], 1) * self.rank
-        return shape.numel()
+    def whole_gradients(self) -> tuple[Tensor, Tensor]:
+        """Gradients of what :meth:`whole` gives, averaged over processes; zeros where none came."""
+        found = []
+        for parameter in (self.lora_A, self.lora_B):
+            grad = distributed.gradient(parameter)
+            shape = distributed.shape(parameter)
+            found.append(torch.zeros(shape, device=parameter.device) if grad is None else grad)
+        return found[0][: self.rank], found[1][:, : self.rank]
 
-    def before_loading(self, state: Mapping[str, Tensor]) -> None:
-        """Make ready for saved tensors, by their names in this layer."""
+    def add_to_whole(self, change_A: Tensor, change_B: Tensor) -> None:
+        """Add to what :meth:`whole` gives, under any engine; (rank, d_in) and (d_out, rank)."""
+        for parameter, change in ((self.lora_A, change_A), (self.lora_B, change_B)):
+            full = distributed.value(parameter).clone()
+            full[tuple(slice(n) for n in change.shape)] += change
+            distributed.write(parameter, full)
 
-    def after_loading(self) -> None:
-        """Take notice of the tensors that were loaded."""
+    def share_with(self, other: LoRALinear) -> None:
+        """Train another layer's A and B instead of this layer's own; shapes must be equal."""
+        self.lora_A, self.lora_B = other.lora_A, other.lora_B
 
-    # How PEFT writes it: LoRA, unless a subclass says otherwise.
+    @property
+    def sharing_key(self) -> int:
+        """The same number for layers that share their A."""
+        return id(self.lora_A)
 
-    def peft_tensors(self) -> dict[str, Tensor]:
-        """The tensors that PEFT stores for this layer, by what follows the layer's name."""
+    def peft(self) -> PeftForm | None:
+        """LoRA, unless a subclass says otherwise."""
         left, right = self.factors()
-        return {"lora_A.weight": right, "lora_B.weight": left / self.scaling}
-
-    @staticmethod
-    def peft_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
-        """What PEFT's configuration says of these layers, by full name, beyond plain LoRA."""
-        return {}
-
-    @staticmethod
-    def peft_shared(layers: Mapping[str, LoRALinear]) -> dict[str, Tensor]:
-        """What PEFT stores once for all these layers, by what follows ``base_model.``."""
-        return {}
+        tensors = {"lora_A.weight": right, "lora_B.weight": left / self.scaling}
+        return PeftForm(tensors, scaling=self.scaling)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` tells beside the submodules."""

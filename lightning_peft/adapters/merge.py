@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.dense import dense_weight, is_quantized, plain_linear, rounds_inputs
-from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.errors import UserError
 
 
-def _merged(layer: LoRALinear) -> nn.Module:
+def _merged(layer: AdaptedLayer) -> nn.Module:
     base = layer.base
     weight = layer.merged_weight(dense_weight(base))
     if is_quantized(base):
@@ -20,8 +20,8 @@ def _merged(layer: LoRALinear) -> nn.Module:
     return base
 
 
-def _is_tied(model: nn.Module, layer: nn.Module) -> bool:
-    weight = layer.base.weight  # type: ignore[union-attr]
+def _is_tied(model: nn.Module, layer: AdaptedLayer) -> bool:
+    weight = layer.weight
     named = model.named_parameters(remove_duplicate=False)
     return sum(parameter is weight for _, parameter in named) > 1
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import adapter_layers
-from lightning_peft.adapters.layer import LoRALinear
 
-Observer = Callable[[str, LoRALinear, Tensor], None]
+Observer = Callable[[str, AdaptedLayer, Tensor], None]
 
 
 class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - reads as a verb
@@ -34,6 +34,8 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
         norms = {}
         with observe_inputs(model, lambda n, layer, x: norms.update({n: layer.delta_sq_norm(x)})):
             model(**batch)
+
+    Where the time to watch is no block of code, :meth:`start` and :meth:`stop` do the same.
     """
 
     def __init__(self, model: nn.Module, observer: Observer) -> None:
@@ -44,7 +46,7 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
         self._seen: set[str] = set()
         self._inside = False
 
-    def __enter__(self) -> observe_inputs:
+    def start(self) -> observe_inputs:
         """Begin to watch."""
         hook = self.model.register_forward_pre_hook(self._begin, with_kwargs=True)
         end = self.model.register_forward_hook(self._end, always_call=True)
@@ -53,6 +55,16 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
             self._handles.append(layer.register_forward_pre_hook(self._look(name)))
         return self
 
+    def stop(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> observe_inputs:
+        """Begin to watch."""
+        return self.start()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -60,8 +72,7 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
         trace: TracebackType | None,
     ) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
+        self.stop()
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask: Any = kwargs.get("attention_mask")

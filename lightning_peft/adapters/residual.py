@@ -34,13 +34,13 @@ class ResidualLinear(LoRALinear):
     start_A: Tensor
     start_B: Tensor
 
-    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
+    def __init__(self, base: nn.Module, **lora: Any) -> None:
         if is_quantized(base):
             raise UserError(
                 f"a {type(base).__name__} cannot lose a part of its weight without rounding the "
                 "rest to its few levels: give the base in full precision, or another adapter."
             )
-        super().__init__(base, *lora, **more)
+        super().__init__(base, **lora)
         self.register_buffer("start_A", torch.zeros_like(self.lora_A))
         self.register_buffer("start_B", torch.zeros_like(self.lora_B))
         self._taken = False
@@ -49,7 +49,7 @@ class ResidualLinear(LoRALinear):
 
     @torch.no_grad()
     def start_at(self, factor_B: Tensor, factor_A: Tensor) -> None:
-        """Move ``s · factor_B @ factor_A`` from the base to the adapter.
+        """Move ``s · factor_B @ factor_A`` from the base to the adapter, before training.
 
         Args:
             factor_B: (d_out, r).

@@ -24,8 +24,8 @@ class ScaledLinear(LoRALinear):
         lora: The arguments of :class:`LoRALinear`.
     """
 
-    def __init__(self, base: nn.Module, *lora: Any, start: float = 1.0, **more: Any) -> None:
-        super().__init__(base, *lora, **more)
+    def __init__(self, base: nn.Module, start: float = 1.0, **lora: Any) -> None:
+        super().__init__(base, **lora)
         self.output_scale = nn.Parameter(
             torch.full((self.out_features,), start).to(self.lora_B)  # (d_out,)
         )
@@ -33,7 +33,7 @@ class ScaledLinear(LoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """Compute ``W x + s · v ⊙ B gate(A dropout(x))``, (..., d_in) to (..., d_out)."""
         x, lora_A, lora_B, scale = in_autocast(x, self.active_A, self.active_B, self.output_scale)
-        y, z = base_and_down(self.base, x, lora_A, *self._drop(self._draw(x)))
+        y, z = base_and_down(self.base, x, lora_A, self.kept(x))
         if self.gate is not None:
             z = self.gate(z)
         # The scale of the outputs goes into B, which is smaller than an activation.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft import distributed
-from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.errors import UserError
 
 
@@ -73,7 +73,7 @@ def _keep_slices(
 
 
 def keep_components(
-    layer: LoRALinear,
+    layer: AdaptedLayer,
     indices: Tensor,
     optimizer: Optimizer | None = None,
     resize: bool | None = None,
@@ -90,8 +90,11 @@ def keep_components(
             what the engine allows: they shrink on one device only.
 
     Raises:
-        UserError: If the optimizer packs its state (:func:`lightning_peft.distributed.moments`).
+        UserError: If the layer has no ranks, or the optimizer packs its state
+            (:func:`lightning_peft.distributed.moments`).
     """
+    if layer.rank is None:
+        raise UserError(f"a {type(layer).__name__} has no components that could be removed.")
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
     if optimizer is not None and resize:
@@ -105,16 +108,16 @@ def keep_components(
 
 
 def _keep_in_gate(
-    layer: LoRALinear, indices: Tensor, optimizer: Optimizer | None, resize: bool
+    layer: AdaptedLayer, indices: Tensor, optimizer: Optimizer | None, resize: bool
 ) -> None:
     """Take what a gate holds for each component, tensors of shape (r,), like A and B.
 
     Where a parameter has to keep its size the gate computes with its front
     (``values[: z.shape[-1]]``). Buffers belong to no engine and shrink everywhere.
     """
-    gate = layer.gate
+    gate, r = layer.gate, layer.rank
     assert gate is not None
-    r = layer.rank
+    assert r is not None
     held = [*gate.named_parameters(), *gate.named_buffers()]
     for name, tensor in held:
         if tensor.dim() > 1 and r in tensor.shape:
@@ -131,7 +134,7 @@ def _keep_in_gate(
             setattr(gate.get_submodule(owner), leaf, tensor[indices.to(tensor.device)])
 
 
-def check_gates(layers: Iterable[LoRALinear]) -> None:
+def check_gates(layers: Iterable[AdaptedLayer]) -> None:
     """Refuse gates that would fail at the first removal, before training.
 
     A copy of each gate loses one component, as a removal would take it, and is called in training
@@ -143,19 +146,23 @@ def check_gates(layers: Iterable[LoRALinear]) -> None:
     Raises:
         UserError: If a gate fails, or gives another number of components than it is given.
     """
-    layers = list(layers)
-    devices = {layer.lora_A.device.index for layer in layers if layer.lora_A.is_cuda}
+    gated = [(layer.gate, layer.rank, _like(layer)) for layer in layers if layer.gate is not None]
+    devices = {like.device.index for _, _, like in gated if like.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices)):
-        for layer in layers:
-            if layer.gate is not None and layer.rank > 1 and not layer.lora_A.is_meta:
-                _check_gate(layer, layer.gate)
+        for gate, rank, like in gated:
+            if (rank or 0) > 1 and not like.is_meta:
+                _check_gate(gate, rank or 0, like)
+
+
+def _like(layer: AdaptedLayer) -> Tensor:
+    """A parameter of the layer's own, for its dtype and device."""
+    return next(layer.own_parameters()).detach()
 
 
 @torch.no_grad()
-def _check_gate(layer: LoRALinear, gate: nn.Module) -> None:
+def _check_gate(gate: nn.Module, rank: int, like: Tensor) -> None:
     resize = all(distributed.resizable(p) for p in gate.parameters())
     trial = copy.deepcopy(gate)
-    rank = layer.rank
     held = [*trial.named_parameters(), *trial.named_buffers()]
     for name, tensor in held:
         if tensor.shape == (rank,) and (resize or not isinstance(tensor, nn.Parameter)):
@@ -163,7 +170,7 @@ def _check_gate(layer: LoRALinear, gate: nn.Module) -> None:
             front = tensor[:-1].clone()
             kept = nn.Parameter(front) if isinstance(tensor, nn.Parameter) else front
             setattr(trial.get_submodule(owner), leaf, kept)
-    z = layer.lora_A.new_ones(2, rank - 1)
+    z = like.new_ones(2, rank - 1)
     failure = ""
     for training in (True, False):
         try:
@@ -188,7 +195,7 @@ def _check_gate(layer: LoRALinear, gate: nn.Module) -> None:
         )
 
 
-def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
+def match_ranks(layers: Iterable[tuple[AdaptedLayer, int]]) -> None:
     """Give layers the ranks that a saved state has, before that state is loaded.
 
     A layer that has lost more components since gets them back, for the load to fill.
@@ -200,15 +207,16 @@ def match_ranks(layers: Iterable[tuple[LoRALinear, int]]) -> None:
         UserError: If a saved rank is above the one that a layer began with.
     """
     for layer, rank in layers:
-        if rank > layer.r:
+        present = layer.rank or 0
+        if rank > (layer.r or 0):
             raise UserError(f"a saved rank of {rank} does not fit a layer of rank {layer.r}.")
-        if rank > layer.rank:
+        if rank > present:
             _grow(layer, rank)
-        elif rank < layer.rank:
+        elif rank < present:
             keep_components(layer, torch.arange(rank))
 
 
-def _grow(layer: LoRALinear, rank: int) -> None:
+def _grow(layer: AdaptedLayer, rank: int) -> None:
     gate = [] if layer.gate is None else [(t, 0) for t in layer.gate.parameters()]
     for parameter, dim in [*layer.components(), *gate]:
         shape = [*distributed.shape(parameter)]  # where sizes are kept there is room already
@@ -223,7 +231,7 @@ def _grow(layer: LoRALinear, rank: int) -> None:
     layer.rank = rank
 
 
-def living_part(layers: Iterable[LoRALinear]) -> dict[int, tuple[int, int]]:
+def living_part(layers: Iterable[AdaptedLayer]) -> dict[int, tuple[int, int]]:
     """Which parameters hold dead components behind the living ones.
 
     Args:
@@ -234,10 +242,10 @@ def living_part(layers: Iterable[LoRALinear]) -> dict[int, tuple[int, int]]:
     """
     found = {}
     for layer in layers:
+        rank = layer.rank or 0
         gate = [] if layer.gate is None else [(p, 0) for p in layer.gate.parameters()]
         for parameter, dim in [*layer.components(), *gate]:
             shape = distributed.shape(parameter)
-            of_components = dim < len(shape) and shape[dim] == layer.r
-            if of_components and layer.rank < layer.r:
-                found[id(parameter)] = (dim, layer.rank)
+            if dim < len(shape) and shape[dim] == layer.r and rank < layer.r:
+                found[id(parameter)] = (dim, rank)
     return found

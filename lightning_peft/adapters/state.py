@@ -133,9 +133,11 @@ def fit_ranks(model: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -
     """
     pairs = []
     for name, layer in adapter_layers(model).items():
-        saved = state.get(f"{prefix}{name}.lora_A")
-        if saved is not None:
-            pairs.append((layer, saved.shape[0]))
+        names = {id(p): leaf for leaf, p in layer.named_parameters()}
+        for parameter, dim in layer.components()[:1]:
+            saved = state.get(f"{prefix}{name}.{names[id(parameter)]}")
+            if saved is not None:
+                pairs.append((layer, saved.shape[dim]))
     match_ranks(pairs)
 
 

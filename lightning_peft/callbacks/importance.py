@@ -23,8 +23,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_peft import distributed
+from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import adapter_layers, kind_of
-from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.atomic import write_atomically
 from lightning_peft.errors import UserError
@@ -81,7 +81,7 @@ class LayerImportance(Callback):
             return
         self._last_step = step
         self._seen = {}
-        self._watch = observe_inputs(_adapted_model(trainer, pl_module), self._add).__enter__()
+        self._watch = observe_inputs(_adapted_model(trainer, pl_module), self._add).start()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -113,17 +113,17 @@ class LayerImportance(Callback):
         self._stop_watching()
         self._close(trainer)
 
-    def _add(self, name: str, layer: LoRALinear, x: Tensor) -> None:
+    def _add(self, name: str, layer: AdaptedLayer, x: Tensor) -> None:
         # In the middle of a forward under autocast, which would compute this in half precision.
         with torch.autocast(x.device.type, enabled=False):
             total = layer.delta_sq_norm(x).float().sum()
         before, tokens, _ = self._seen.get(name, (0, 0, 0))
-        self._seen[name] = (total + before, tokens + len(x), layer.rank)
+        self._seen[name] = (total + before, tokens + len(x), rank_of(layer))
 
     def _stop_watching(self) -> bool:
         if self._watch is None:
             return False
-        self._watch.__exit__(None, None, None)
+        self._watch.stop()
         self._watch = None
         return True
 
@@ -154,17 +154,26 @@ class LayerImportance(Callback):
         folder, self._folder, self._measures = self._folder, None, False
         if folder is None:
             return
-        from lightning_peft.reports.pictures import save_importance
-
         strategy = _strategy(trainer)
         try:
             decisions = [] if strategy is None else strategy.decisions
             text = ",".join(DECISIONS) + "\n" + csv_text(decisions, DECISIONS)
             write_atomically(folder / "decisions.csv", lambda path: path.write_text(text))
             if (folder / "importance.csv").read_bytes().count(b"\n") > 1:  # rows, not only names
-                save_importance(folder, title="" if strategy is None else type(strategy).__name__)
+                self.draw(folder, title="" if strategy is None else type(strategy).__name__)
         except Exception as error:  # a picture that fails must not take a trained adapter with it
             rank_zero_warn(f"importance.png was not drawn: {error}")
+
+    def draw(self, folder: Path, title: str) -> None:
+        """Draw the picture of a run's folder."""
+        from lightning_peft.reports.pictures import save_importance
+
+        save_importance(folder, title=title)
+
+
+def rank_of(layer: AdaptedLayer) -> int:
+    """A layer's rank; of a form without ranks the highest that its change may have."""
+    return min(layer.in_features, layer.out_features) if layer.rank is None else layer.rank
 
 
 def seen_by_all(
@@ -188,7 +197,7 @@ def seen_by_all(
     counts = torch.tensor([seen[n][1] if n in seen else 0 for n in layers], device=device).double()
     sums, counts = distributed.total([sums, counts])
     return {
-        name: (sums[i], int(counts[i]), layer.rank)
+        name: (sums[i], int(counts[i]), rank_of(layer))
         for i, (name, layer) in enumerate(layers.items())
         if counts[i]
     }

@@ -24,7 +24,6 @@ from torch import nn
 
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, save_peft, trainable_parameters
-from lightning_peft.adapters.attach import own_parameters
 from lightning_peft.atomic import write_atomically
 from lightning_peft.callbacks.checkpoints import Preempted
 from lightning_peft.strategies.base import AdapterStrategy
@@ -97,7 +96,7 @@ class RunRecord(Callback):
         """Write the record and the adapter; also of a run that was killed after its last step."""
         folder = self._folder = run_folder(trainer)  # on every rank, since it is a broadcast
         model = getattr(pl_module, "model", pl_module)
-        own = [p for layer in adapter_layers(model).values() for p in own_parameters(layer)]
+        own = [p for layer in adapter_layers(model).values() for p in layer.own_parameters()]
         own += [p for p in model.parameters() if p.requires_grad]
         with distributed.gathered(model, own):
             if trainer.is_global_zero:
@@ -192,7 +191,14 @@ def take_away(model: nn.Module, folder: Path) -> str:
         What was written, or why nothing was, for the record.
     """
     layers = adapter_layers(model)
-    if any(layer.rank for layer in layers.values()):
+    alive = [layer for layer in layers.values() if layer.rank != 0]
+    unknown = next((layer for layer in alive if layer.peft() is None), None)
+    if unknown is not None:
+        return (
+            f"nothing: PEFT has no form for {type(unknown).__name__}; lightning-peft export "
+            "--merge writes the merged model"
+        )
+    if alive:
         return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
     if layers:
         return "nothing: every layer has lost all its components"

@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor, nn
 
 from lightning_peft import distributed
-from lightning_peft.adapters.attach import adapter_layers, own_parameters
+from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.dense import is_quantized
 from lightning_peft.engines.processes import LOST
 from lightning_peft.errors import UserError
@@ -278,7 +278,7 @@ class FSDP(_OneFile, ModelParallelStrategy):
         # One parameter in two groups would become two: adapters, which layers may share, and
         # modules that train with them are one group, the root's. It comes first, since a group
         # takes nothing from modules that are cut already.
-        own = {p for layer in adapter_layers(model).values() for p in own_parameters(layer)}
+        own = {p for layer in adapter_layers(model).values() for p in layer.own_parameters()}
         # A group has one dtype: over a half-precision base a trained head is cut like the base.
         dtypes = {p.dtype for p in own}
         own |= {p for p in model.parameters() if p.requires_grad and p.dtype in dtypes}

@@ -146,7 +146,7 @@ def value_bytes(tensors: Iterable[Tensor]) -> int:
 
 def optimizer_state(module: AdaptedModule, trained: list[nn.Parameter]) -> list[Tensor]:
     """The tensors of the optimizer's state after one step with the module's own optimizer."""
-    optimizer = module.adapter.optimizer(trained, _on_meta(module.make_optimizer))
+    optimizer = module.adapter.make_optimizer(module.model, _on_meta(module.make_optimizer))
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     # Without the hooks of step, by which a strategy finds out that it was not called.

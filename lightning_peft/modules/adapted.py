@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, load_peft, trainable_parameters
 from lightning_peft.adapters.attach import make_report
-from lightning_peft.adapters.layer import adapters_on
+from lightning_peft.adapters.placement import adapters_on
 from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
 from lightning_peft.errors import UserError
@@ -280,8 +280,7 @@ class AdaptedModule(LightningModule):
         """The strategy's optimizer, and a schedule that steps with it."""
         from transformers import get_scheduler
 
-        params = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self.adapter.optimizer(params, self.make_optimizer)
+        optimizer = self.adapter.make_optimizer(self.model, self.make_optimizer)
         steps = self.trainer.estimated_stepping_batches
         total = None if math.isinf(steps) else int(steps)
         warmup = self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * (total or 0)
@@ -344,7 +343,7 @@ class AdaptedModule(LightningModule):
         logs = bool(every) and (step + 1) % every == 0
         now, window = time.perf_counter(), self._window
         norm = distributed.gradient_norm(self.parameters()) if logs else math.nan
-        ranks = [layer.rank for layer in adapter_layers(self.model).values()]
+        ranks = [layer.rank or 0 for layer in adapter_layers(self.model).values()]
         row = {
             "train_loss": float(window["loss"]),
             "grad_norm": float(norm),

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.attach import lora_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import keep_components, match_ranks
@@ -95,9 +95,9 @@ class AdaLoRA(AdapterStrategy):
 
     def initialize(self, layer: LoRALinear) -> None:
         """P and Q normal with standard deviation 0.02, Λ zero."""
-        if not layer.lora_A.is_meta:
-            nn.init.normal_(layer.lora_A, std=0.02)
-            nn.init.normal_(layer.lora_B, std=0.02)
+        for matrix, _ in layer.components():
+            if not matrix.is_meta:
+                nn.init.normal_(matrix, std=0.02)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
@@ -109,7 +109,7 @@ class AdaLoRA(AdapterStrategy):
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Mean over all P and Q of ``‖PᵀP - I‖_F`` and ``‖QQᵀ - I‖_F``, weighted (equation 4)."""
         norms = []
-        for layer in adapter_layers(model).values():
+        for layer in lora_layers(model).values():
             for gram in (layer.active_A @ layer.active_A.T, layer.active_B.T @ layer.active_B):
                 norms.append((gram - torch.eye(layer.rank).to(gram)).norm())
         return self.orth_reg_weight * torch.stack(norms).mean() if norms else 0.0
@@ -125,7 +125,7 @@ class AdaLoRA(AdapterStrategy):
             )
         last = self.total_step - self.tfinal
         final_step = min(last, self.total_step - 1)
-        layers = adapter_layers(model)
+        layers = lora_layers(model)
         if global_step > final_step or not layers:
             return
         for name, layer in layers.items() if global_step < last else ():
@@ -180,7 +180,7 @@ class AdaLoRA(AdapterStrategy):
 
     def final_parameters(self, model: nn.Module) -> int:
         """The count at ``target_r`` in every layer, which is its mean at the end."""
-        match_ranks((layer, self.target_r) for layer in adapter_layers(model).values())
+        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,4 +199,5 @@ def _values(layer: LoRALinear) -> nn.Parameter:
 
 
 def _triplet(layer: LoRALinear) -> dict[str, nn.Parameter]:
-    return {"values": _values(layer), "P": layer.lora_B, "Q": layer.lora_A}
+    (Q, _), (P, _) = layer.components()
+    return {"values": _values(layer), "P": P, "Q": Q}

@@ -1,75 +1,50 @@
-"""The interface of every method: what stands beside a linear, and what happens at each step."""
+"""The interface of every method: what stands beside a linear, and what happens at each step.
+
+It is longer than other files because it is the reference of all that a method may override; most
+of it is documentation. What calls these methods is in :mod:`.hooks`.
+"""
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 
-from lightning_peft import distributed
 from lightning_peft.adapters.attach import (
     AttachReport,
     adapter_layers,
+    find_modules,
     make_report,
     match_targets,
-    own_parameters,
     replace_linears,
 )
 from lightning_peft.adapters.dropout import share_draws
+from lightning_peft.adapters.gates import step_gates
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
 from lightning_peft.errors import UserError
+from lightning_peft.strategies.hooks import StepHooks
+from lightning_peft.strategies.signatures import (
+    MakeOptimizer,
+    NamedParameters,
+    with_name,
+    with_names,
+)
 
-Gate = Callable[[int], nn.Module]
+MakeGate = Callable[[int], nn.Module]
 Sample = Callable[[float], Iterable[Any]]
 Loss = Callable[[Any], Tensor]
 
 
-def _noted(method: Callable[..., None]) -> Callable[..., None]:
-    """Remember that a method was called since the optimizer's last step."""
-
-    @functools.wraps(method)
-    def wrapper(self: AdapterStrategy, *args: Any, **kwargs: Any) -> None:
-        self._noted.add(method.__name__)
-        method(self, *args, **kwargs)
-
-    return wrapper
+def _step_gates(model: nn.Module) -> list[Any]:
+    """The parts of gates that act at optimizer steps."""
+    return [part for layer in adapter_layers(model).values() for part in step_gates(layer.gate)]
 
 
-# Those whose calls are watched. One hook serves all: a hook that removes itself, or is removed by
-# the garbage collector, would change torch's collection of hooks while torch iterates over it.
-_watched: weakref.WeakSet[AdapterStrategy] = weakref.WeakSet()
-
-
-def _watch(strategy: AdapterStrategy) -> None:
-    if not _watched_hook:
-        _watched_hook.append(register_optimizer_step_post_hook(_optimizer_stepped))
-    _watched.add(strategy)
-
-
-def _optimizer_stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for strategy in list(_watched):
-        strategy._stepped(optimizer)
-
-
-_watched_hook: list[RemovableHandle] = []
-
-
-def _step_masks(model: nn.Module) -> list[Any]:
-    """The parts of gates that hold one draw over a whole optimizer step."""
-    gates = [layer.gate for layer in adapter_layers(model).values() if layer.gate is not None]
-    return [part for gate in gates for part in gate.modules() if hasattr(part, "new_step")]
-
-
-class AdapterStrategy(Callback):
+class AdapterStrategy(StepHooks):
     """How a frozen model is adapted, and how its adapters are pruned or shared while it trains.
 
     Every method has a default, and the defaults are LoRA. Before :meth:`attach` an instance holds
@@ -117,6 +92,9 @@ class AdapterStrategy(Callback):
     # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    # The form of the adapted layer, for a method that differs from LoRA in its form alone.
+    layer_class: ClassVar[type[LoRALinear]] = LoRALinear
+
     def __init__(
         self,
         r: int = 8,
@@ -127,7 +105,7 @@ class AdapterStrategy(Callback):
         modules_to_save: list[str] | None = None,
         use_rslora: bool = False,
         init_lora_weights: bool | str = True,
-        rank_gate: Gate | None = None,
+        rank_gate: MakeGate | None = None,
         share_dropout: bool = False,
     ) -> None:
         super().__init__()
@@ -145,14 +123,8 @@ class AdapterStrategy(Callback):
         self.init_lora_weights = init_lora_weights
         self.rank_gate = rank_gate
         self.share_dropout = share_dropout
-        self.model: nn.Module | None = None
         self.base_fingerprint = ""
         self.decisions: list[dict[str, Any]] = []
-        self._noted: set[str] = set()
-        self._layers: list[LoRALinear] = []
-        self._needed: set[str] = set()
-        self._steps = 0
-        self._last_step = -1
 
     # What a method may override.
 
@@ -163,15 +135,48 @@ class AdapterStrategy(Callback):
         """
         return self.rank_gate(r) if self.rank_gate is not None else None
 
-    def layer(self, base: nn.Module) -> nn.Module:
-        """What stands in the place of a linear: an adapted layer over it, or the linear itself."""
-        return LoRALinear(
-            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
-        )
+    def layer(self, base: nn.Module, name: str) -> nn.Module:
+        """What stands in the place of a linear.
 
-    def initialize(self, layer: LoRALinear) -> None:
-        """Set a layer's parameters before training; the layer should equal its base."""
-        layer.reset_parameters(self.init_lora_weights)
+        By default a :attr:`layer_class` with :meth:`lora_arguments`. A method whose ranks differ by
+        layer says so here::
+
+            def layer(self, base, name):
+                return LoRALinear(base, **self.lora_arguments(r=self.rank_of[name]))
+
+        Args:
+            base: The linear.
+            name: Its full name.
+
+        Returns:
+            An adapted layer over it (:class:`lightning_peft.adapters.AdaptedLayer`), or the linear
+            itself.
+        """
+        return self.layer_class(base, **self.lora_arguments())
+
+    def lora_arguments(self, r: int | None = None) -> dict[str, Any]:
+        """The arguments of a :class:`LoRALinear` by this strategy's own, a fresh gate among them.
+
+        Args:
+            r: Rank of the layer; the strategy's when None.
+        """
+        r = self.r if r is None else r
+        return {
+            "r": r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "use_rslora": self.use_rslora,
+            "gate": self.gate(r),
+        }
+
+    def initialize(self, layer: Any) -> None:
+        """Set a layer's parameters before training; the layer should equal its base.
+
+        Args:
+            layer: What :meth:`layer` made.
+        """
+        if isinstance(layer, LoRALinear):
+            layer.reset_parameters(self.init_lora_weights)
 
     @property
     def looks_at_data(self) -> bool:
@@ -183,7 +188,7 @@ class AdapterStrategy(Callback):
         model: nn.Module,
         sample: Sample,
         loss: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
         accumulate: int = 1,
     ) -> None:
         """Look at data before the first step, and change the layers if need be.
@@ -201,7 +206,6 @@ class AdapterStrategy(Callback):
             accumulate: Batches to an optimizer step.
         """
 
-    @_noted
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the backward pass and before the optimizer's step ``global_step`` (0-based).
 
@@ -210,11 +214,10 @@ class AdapterStrategy(Callback):
         :func:`lightning_peft.distributed.gradient` gives the full one everywhere.
         """
 
-    @_noted
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the optimizer's step ``global_step`` (0-based); overriders call ``super()``."""
-        for mask in _step_masks(model):
-            mask.new_step()
+        for gate in _step_gates(model):
+            gate.new_step()
 
     def weight_changes(self, model: nn.Module) -> dict[str, Tensor]:
         """‖ΔW‖_F by full name, scalars, of weights that train themselves; adapters say their own.
@@ -227,13 +230,27 @@ class AdapterStrategy(Callback):
         """A term that is added to the loss."""
         return 0.0
 
-    def optimizer(
-        self,
-        params: Iterable[nn.Parameter],
-        default: Callable[[Iterable[nn.Parameter]], Optimizer],
-    ) -> Optimizer:
-        """The optimizer of the trainable parameters; by default the configured one."""
-        return default(params)
+    def optimizer(self, named_parameters: NamedParameters, default: MakeOptimizer) -> Optimizer:
+        """The optimizer of the trainable parameters; by default the configured one.
+
+        Groups can be made by name (LoRA+, https://arxiv.org/abs/2402.12354)::
+
+            def optimizer(self, named_parameters, default):
+                A, B = [], []
+                for name, parameter in named_parameters:
+                    (B if name.endswith("lora_B") else A).append(parameter)
+                return default([{"params": A}, {"params": B, "lr": 16 * self.lr}])
+
+        Args:
+            named_parameters: Full names and parameters, those that train.
+            default: Makes the configured optimizer, from parameters or from groups of them.
+        """
+        return default([parameter for _, parameter in named_parameters])
+
+    def make_optimizer(self, model: nn.Module, default: MakeOptimizer) -> Optimizer:
+        """Call :meth:`optimizer` with what trains in a model, in the model's order."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        return with_names(self.optimizer)(named, default)
 
     def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Give a freshly attached model a checkpoint's structure, before its tensors are loaded.
@@ -296,11 +313,11 @@ class AdapterStrategy(Callback):
         matched = match_targets(
             model, self.target_modules, self.exclude_modules, self.modules_to_save
         )
-        saved = self._saved_modules(model)
+        saved = find_modules(model, self.modules_to_save or ())
         self.base_fingerprint = fingerprint(model, without=saved)
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
-        layers = replace_linears(model, names, self.layer)
+        layers = replace_linears(model, names, with_name(self.layer))
         if self.share_dropout:
             share_draws(module for layer in layers.values() for module in layer.modules())
         for layer in layers.values() if initialize else ():
@@ -308,116 +325,22 @@ class AdapterStrategy(Callback):
         for module in saved:
             module.requires_grad_(True)
         self.model = model
-        self._watch_optimizer(model)
+        # A method that acts at steps must not stay LoRA in silence because nobody calls it.
+        needed = {"after_step"} if _step_gates(model) else set()
+        for method in ("before_step", "after_step"):
+            if getattr(type(self), method) is not getattr(AdapterStrategy, method):
+                needed.add(method)
+        self.watch_calls(model, needed)
         counts = {pattern: len(group) for pattern, group in matched.items()}
         return make_report(model, type(self).__name__, counts)
 
-    def note(self, step: int, layer: str, event: str, rank: int) -> None:
+    def note(self, step: int, layer: str, event: str, rank: int | None) -> None:
         """Remember a decision, for the record and the pictures.
 
         Args:
             step: Optimizer step, 0-based.
             layer: Full name.
             event: One word: ``removed``, ``shared``, …
-            rank: Of the layer afterwards.
+            rank: Of the layer afterwards; None for a form without ranks.
         """
         self.decisions.append({"step": step, "layer": layer, "event": event, "rank": rank})
-
-    def _saved_modules(self, model: nn.Module) -> list[nn.Module]:
-        """The modules that train in full, found before anything is changed."""
-        saved: list[nn.Module] = []
-        for pattern in self.modules_to_save or []:
-            found = [
-                module
-                for name, module in model.named_modules()
-                if name == pattern or name.endswith(f".{pattern}")
-            ]
-            if not found:
-                raise UserError(f"modules_to_save: {pattern!r} matches no module of the model.")
-            saved += found
-        return saved
-
-    # A method that acts at steps must not stay LoRA in silence because nobody calls it.
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Note every call of an overridden ``before_step`` or ``after_step``."""
-        super().__init_subclass__(**kwargs)
-        for name in ("before_step", "after_step"):
-            if name in vars(cls):
-                setattr(cls, name, _noted(vars(cls)[name]))
-
-    def _needed_calls(self, model: nn.Module) -> set[str]:
-        own = type(self)
-        needed = {
-            name
-            for name in ("before_step", "after_step")
-            if getattr(own, name) is not getattr(AdapterStrategy, name)
-        }
-        return needed | {"after_step"} if _step_masks(model) else needed
-
-    def _watch_optimizer(self, model: nn.Module) -> None:
-        self._needed, self._steps = self._needed_calls(model), 0
-        self._stepping: set[int] = set()
-        if self._needed:
-            self._layers = list(adapter_layers(model).values())
-            _watch(self)
-
-    def _stepped(self, optimizer: Optimizer) -> None:
-        own = {id(p) for layer in self._layers for p in own_parameters(layer)}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            return
-        # Where several optimizers share the adapters, the step is over when the first steps again.
-        if id(optimizer) not in self._stepping:
-            self._stepping.add(id(optimizer))
-            if len(self._stepping) > 1:
-                return
-        else:
-            self._stepping = {id(optimizer)}
-        self._steps += 1
-        missing = self._needed - self._noted - ({"after_step"} if self._steps == 1 else set())
-        self._noted.clear()
-        if missing:
-            calls = " and ".join(sorted(missing, reverse=True))
-            raise RuntimeError(
-                f"{type(self).__name__} acts at every step, but {calls} was "
-                "not called: call strategy.before_step(model, optimizer, step) before each "
-                "optimizer.step() and strategy.after_step(model, optimizer, step) after it, or "
-                "have the strategy among the trainer's callbacks."
-            )
-
-    # Lightning calls the methods above.
-
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        """Call :meth:`before_step`, at a window's last micro-batch only."""
-        if self.model is not None and not trainer.fit_loop._should_accumulate():
-            self.before_step(self.model, optimizer, trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Call :meth:`after_step` once for each optimizer step, not for each micro-batch."""
-        step = trainer.global_step - 1
-        if self.model is not None and step > self._last_step and step >= 0:
-            self.after_step(self.model, trainer.optimizers[0], step)
-            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-            if every and (step + 1) % every == 0:
-                self.assert_agreement(step)
-        self._last_step = max(step, self._last_step)
-
-    def assert_agreement(self, step: int) -> None:
-        """Raise if processes have come to other ranks or shared layers; cheap where they agree."""
-        assert self.model is not None
-        first: dict[int, str] = {}
-        structure = {
-            name: [layer.rank, first.setdefault(id(layer.lora_A), name)]
-            for name, layer in adapter_layers(self.model).items()
-        }
-        distributed.assert_agreement(step, structure, "ranks and sharing")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin after the steps that a resumed run has made already."""
-        self._last_step, self._steps = trainer.global_step - 1, 0
-        if self.model is not None:
-            self.assert_agreement(trainer.global_step)

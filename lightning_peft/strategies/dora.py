@@ -13,13 +13,13 @@ between A and B enters the norm as it is in eval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_peft.adapters.adapted import PeftForm
 from lightning_peft.adapters.dense import dense_weight
 from lightning_peft.adapters.dropout import InputDropout
 from lightning_peft.adapters.layer import LoRALinear
@@ -36,8 +36,8 @@ class DoRALinear(LoRALinear):
 
     base_norm_sq: Tensor
 
-    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
-        super().__init__(base, *lora, **more)
+    def __init__(self, base: nn.Module, **lora: Any) -> None:
+        super().__init__(base, **lora)
         if self.lora_A.is_meta:
             norm_sq = self.lora_A.new_empty(self.out_features)
         else:
@@ -65,11 +65,11 @@ class DoRALinear(LoRALinear):
         """Compute ``m ⊙ (W + s B A) x / ‖W + s B A‖``, (..., d_in) to (..., d_out)."""
         scale = self.lora_magnitude / self.weight_norm()  # (d_out,)
         if not (self.training and isinstance(self.dropout, InputDropout)):
-            y = self._adapted(x, None)  # W x + s B A x, in one pass over x
+            y = self.adapted(x, None)  # W x + s B A x, in one pass over x
             rest = None if self.bias is None else (1 - scale) * self.bias
         else:
             dropped = self.dropout(x)
-            y = self._adapted(dropped, None)
+            y = self.adapted(dropped, None)
             rest = self.base(x - dropped)
             rest = rest if self.bias is None else rest - scale * self.bias
         # The scale is not rounded to half precision, where steps of 1/128 would be lost.
@@ -96,14 +96,15 @@ class DoRALinear(LoRALinear):
         change = F.linear(F.linear(x.to(right.dtype), right), left)
         return ((scale - 1) * plain + scale * change).square().sum(-1)
 
-    def peft_tensors(self) -> dict[str, Tensor]:
-        """LoRA's two matrices and the magnitude."""
-        return {**super().peft_tensors(), "lora_magnitude_vector": self.lora_magnitude.detach()}
-
-    @staticmethod
-    def peft_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
-        """PEFT's LoRA with ``use_dora``."""
-        return {"use_dora": True}
+    def peft(self) -> PeftForm:
+        """LoRA's two matrices and the magnitude, with ``use_dora``."""
+        left, right = self.change()
+        tensors = {
+            "lora_A.weight": right,
+            "lora_B.weight": left / self.scaling,
+            "lora_magnitude_vector": self.lora_magnitude.detach(),
+        }
+        return PeftForm(tensors, config={"use_dora": True}, scaling=self.scaling)
 
 
 class DoRA(AdapterStrategy):
@@ -114,9 +115,4 @@ class DoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights"})
-
-    def layer(self, base: nn.Module) -> DoRALinear:
-        """A linear with direction and magnitude."""
-        return DoRALinear(
-            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
-        )
+    layer_class = DoRALinear

@@ -11,19 +11,28 @@ the "pruning probability"; its text and code drop with probability p, and so doe
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters.dropout import draw
+from lightning_peft.adapters.gates import Gate
 from lightning_peft.errors import UserError
-from lightning_peft.strategies.base import AdapterStrategy, Gate
+from lightning_peft.strategies.base import AdapterStrategy, MakeGate
 
 Mask = Literal["token", "sample", "batch", "step", "learned"]
 
 
-class RankDropout(nn.Module):
+def _check(p: float, mask: str = "token", masks: Sequence[str] = ("token",)) -> None:
+    if not 0 <= p < 1:
+        raise UserError(f"p must lie in [0, 1), got {p}.")
+    if mask not in masks:
+        raise UserError(f"mask must be token, sample, batch, step or learned, got {mask!r}.")
+
+
+class RankDropout(Gate):
     """A random mask over components, drawn at every forward from torch's global stream.
 
     The identity in eval.
@@ -48,10 +57,7 @@ class RankDropout(nn.Module):
         rescale: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise UserError(f"p must lie in [0, 1), got {p}.")
-        if mask not in ("token", "sample", "batch"):
-            raise UserError(f"mask must be token, sample, batch, step or learned, got {mask!r}.")
+        _check(p, mask, ("token", "sample", "batch"))
         self.p, self.per = p, mask
         self.kept_value = 1 / (1 - p) if rescale else 1.0
 
@@ -89,7 +95,7 @@ class RankDropout(nn.Module):
         return f"p={self.p}, mask={self.per}"
 
 
-class StepMask(nn.Module):
+class StepMask(Gate):
     """A random mask over components that holds for one optimizer step; the identity in eval.
 
     Args:
@@ -105,8 +111,7 @@ class StepMask(nn.Module):
 
     def __init__(self, r: int, p: float = 0.3, rescale: bool = True) -> None:
         super().__init__()
-        if not 0 <= p < 1:
-            raise UserError(f"p must lie in [0, 1), got {p}.")
+        _check(p)
         self.p = p
         self.kept_value = 1 / (1 - p) if rescale else 1.0
         # A buffer, since it outlives a forward: recomputation and resume must find the same draw.
@@ -137,7 +142,7 @@ class StepMask(nn.Module):
         return f"p={self.p}"
 
 
-class LearnedRankMask(nn.Module):
+class LearnedRankMask(Gate):
     """The authors' undocumented learned mask: a logit for each component.
 
     A component is kept where sigmoid(logit) ≥ 0.5; the gradient passes straight through to the
@@ -189,13 +194,13 @@ class DropLoRA(AdapterStrategy):
     ) -> None:
         if "rank_gate" in lora:
             raise UserError(f"{type(self).__name__} brings its own rank_gate; give it to LoRA.")
-        gates: dict[str, Gate] = {
-            "learned": LearnedRankMask,
-            "step": functools.partial(StepMask, p=p, rescale=rescale),
-        }
-        drop = functools.partial(RankDropout, p=p, mask=mask, rescale=rescale)  # type: ignore[arg-type]
-        gate = gates.get(mask, drop)
-        with torch.random.fork_rng(devices=[]):
-            gate(1)  # a wrong value is told now, not at attach
+        _check(0.0 if mask == "learned" else p, mask, get_args(Mask))
+        gate: MakeGate
+        if mask == "learned":
+            gate = LearnedRankMask
+        elif mask == "step":
+            gate = functools.partial(StepMask, p=p, rescale=rescale)
+        else:
+            gate = functools.partial(RankDropout, p=p, mask=mask, rescale=rescale)
         super().__init__(r=r, rank_gate=gate, **lora)
         self.p, self.mask, self.rescale = p, mask, rescale

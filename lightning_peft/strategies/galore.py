@@ -12,14 +12,15 @@ them by plain AdamW. The authors train everything else too, which is ``modules_t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from lightning_peft.errors import UserError
+from lightning_peft.strategies.signatures import MakeOptimizer, NamedParameters
 from lightning_peft.strategies.trained_weights import TrainedWeights
 
 
@@ -54,13 +55,9 @@ class GaLore(TrainedWeights):
             raise UserError(f"update_proj_gap must be at least 1, got {update_proj_gap}.")
         self.update_proj_gap, self.scale = update_proj_gap, scale
 
-    def optimizer(
-        self,
-        params: Iterable[nn.Parameter],
-        default: Callable[[Iterable[nn.Parameter]], Optimizer],
-    ) -> Optimizer:
+    def optimizer(self, named_parameters: NamedParameters, default: MakeOptimizer) -> Optimizer:
         """AdamW with the configured rate, betas, eps and weight decay, on projected gradients."""
-        params = list(params)
+        params = [parameter for _, parameter in named_parameters]
         plain = default(params)
         if not isinstance(plain, AdamW):
             raise UserError(

@@ -15,24 +15,24 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
 from lightning_peft import distributed
-from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, make_report
+from lightning_peft.adapters.attach import AttachReport, kind_of, lora_layers, make_report
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.state import adapter_state_dict
 from lightning_peft.atomic import write_atomically
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.pruning.importance import layers_to_keep, shares
 from lightning_peft.strategies.base import AdapterStrategy, Loss, Sample
+from lightning_peft.strategies.layer_importance import measure_importance
+from lightning_peft.strategies.signatures import MakeOptimizer
 
 Layout = dict[str, dict[str, Any]]
 Ablation = Literal["without_share", "inverse", "random", "top_k"]
@@ -108,7 +108,7 @@ class LoRADrop(AdapterStrategy):
         model: nn.Module,
         sample: Sample,
         loss: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.AdamW,
+        optimizer: MakeOptimizer = torch.optim.AdamW,
         accumulate: int = 1,
     ) -> None:
         """Probe, unless a layout is known already, and share layers accordingly.
@@ -126,7 +126,7 @@ class LoRADrop(AdapterStrategy):
             self._train(model, batches, loss, optimizer, accumulate)
             limit = self.max_probe_steps and self.max_probe_steps * accumulate
             importance = measure_importance(model, itertools.islice(batches, limit), loss)
-            layout = self.decide(importance, adapter_layers(model))
+            layout = self.decide(importance, lora_layers(model))
         roles = _roles(layout)
         distributed.assert_agreement(0, roles, "LoRA-drop's layout")
         model.load_state_dict(fresh, strict=False)
@@ -138,7 +138,7 @@ class LoRADrop(AdapterStrategy):
         model: nn.Module,
         batches: Iterable[Any],
         loss: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: MakeOptimizer,
         accumulate: int,
     ) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -205,7 +205,7 @@ class LoRADrop(AdapterStrategy):
         Raises:
             UserError: If it names others.
         """
-        layers = adapter_layers(model)
+        layers = lora_layers(model)
         differing = sorted(layout.keys() ^ layers.keys())
         if differing:
             where = "the model" if differing[0] in layout else "the layout"
@@ -223,7 +223,7 @@ class LoRADrop(AdapterStrategy):
                 leader = leaders.setdefault(
                     (kind_of(name), layer.out_features, layer.in_features), layer
                 )
-                layer.lora_A, layer.lora_B = leader.lora_A, leader.lora_B
+                layer.share_with(leader)
                 self.note(0, name, "shared", layer.rank)
         self.layout = layout
 
@@ -268,42 +268,6 @@ def _windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _roles(layout: Layout) -> dict[str, str]:
     return {name: entry["role"] for name, entry in layout.items()}
-
-
-@torch.no_grad()
-def measure_importance(model: nn.Module, batches: Iterable[Any], loss: Loss) -> dict[str, float]:
-    """Mean ‖ΔW x‖² of each adapted layer over the attended tokens of some batches, in eval.
-
-    Args:
-        model: The adapted model.
-        batches: Batches.
-        loss: Of one batch; called for its forward pass.
-
-    Returns:
-        By layer name, in the model's order; over the batches of all processes.
-    """
-    sums: dict[str, Tensor] = {}
-    tokens: dict[str, int] = defaultdict(int)
-
-    def add(name: str, layer: LoRALinear, x: Tensor) -> None:
-        total = layer.delta_sq_norm(x).double().sum()
-        sums[name] = sums[name] + total if name in sums else total
-        tokens[name] += len(x)
-
-    was_training = model.training
-    model.eval()
-    with observe_inputs(model, add):
-        for batch in batches:
-            loss(batch)
-    model.train(was_training)
-    # A layer that no forward visits (an idle expert) matters nothing.
-    layers = adapter_layers(model)
-    device = next((total.device for total in sums.values()), torch.device("cpu"))
-    zero = torch.zeros((), dtype=torch.float64, device=device)
-    found = torch.stack([sums.get(name, zero) for name in layers])
-    counts = torch.tensor([tokens[name] for name in layers], dtype=torch.float64, device=device)
-    found, counts = distributed.total([found, counts])
-    return dict(zip(layers, (found / counts.clamp_min(1)).tolist(), strict=True))
 
 
 def _read_layout(path: Path) -> Layout:

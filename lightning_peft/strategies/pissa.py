@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from lightning_peft.adapters.dense import dense_weight
-from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.residual import ResidualLinear
 from lightning_peft.errors import UserError
 from lightning_peft.pruning.initialisation import principal_factors
-from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.starts_inside import StartsInside
 
 
-class PiSSA(AdapterStrategy):
+class PiSSA(StartsInside):
     """LoRA on the principal singular values of each weight.
 
     Args:
@@ -33,25 +30,14 @@ class PiSSA(AdapterStrategy):
         UserError: If ``niter`` is below 1; at attach, if a base is quantized.
     """
 
-    needs = frozenset({"weights at attach"})
-
     def __init__(
         self, r: int = 8, lora_alpha: float | None = None, niter: int | None = None, **lora: Any
     ) -> None:
-        super().__init__(r=r, lora_alpha=r if lora_alpha is None else lora_alpha, **lora)
+        super().__init__(r, lora_alpha, **lora)
         if niter is not None and niter < 1:
             raise UserError(f"niter must be at least 1, got {niter}.")
         self.niter = niter
 
-    def layer(self, base: nn.Module) -> ResidualLinear:
-        """LoRA whose start the base loses."""
-        return ResidualLinear(
-            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
-        )
-
-    def initialize(self, layer: LoRALinear) -> None:
-        """Start at the principal part of the weight."""
-        assert isinstance(layer, ResidualLinear)
-        if not layer.lora_A.is_meta:
-            weight = dense_weight(layer.base)
-            layer.start_at(*principal_factors(weight, layer.r, layer.scaling, self.niter))
+    def factors(self, weight: Tensor, r: int, scaling: float) -> tuple[Tensor, Tensor]:
+        """The principal part of the weight."""
+        return principal_factors(weight, r, scaling, self.niter)

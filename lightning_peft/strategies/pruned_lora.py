@@ -13,7 +13,7 @@ the default was measured; see ``docs/methods.md``.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,46 +22,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft import distributed
-from lightning_peft.adapters.attach import AttachReport, adapter_layers
+from lightning_peft.adapters.adapted import AdaptedLayer
+from lightning_peft.adapters.attach import AttachReport, lora_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.shrink import check_gates, keep_components, match_ranks
 from lightning_peft.errors import UserError
-from lightning_peft.pruning import linalg, recovery, schedule, scores
+from lightning_peft.pruning import criteria, linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.running_sums import RunningSums
 
-Criterion = Literal[
-    "gradient",
-    "llm_pruner_element1",
-    "llm_pruner_element2",
-    "llm_pruner_taylor2",
-    "wanda",
-    "sparsegpt",
-    "magnitude",
-    "random",
-]
 Recovery = Literal["none", "gradient", "activation"]
-Batch = dict[str, Tensor]
-
-# What each criterion makes of a batch of matrices: B (n, d_out, r), A (n, r, d_in), their
-# gradients, and the second moment C = E[z zᵀ] (n, r, r) of the rank activations.
-_SCORES = {
-    "gradient": lambda m, p: scores.gradient_score(m["B"], m["grad_B"], m["A"], m["grad_A"], p.eps),
-    "llm_pruner_element1": lambda m, p: scores.llm_pruner_element1(
-        m["B"], m["grad_B"], m["A"], m["grad_A"]
-    ),
-    "llm_pruner_element2": lambda m, p: scores.llm_pruner_element2(
-        m["B"], m["grad_B"], m["A"], m["grad_A"]
-    ),
-    "llm_pruner_taylor2": lambda m, p: scores.llm_pruner_taylor2(
-        m["B"], m["grad_B"], m["A"], m["grad_A"]
-    ),
-    "wanda": lambda m, p: scores.wanda_score(m["B"], m["C"]),
-    "sparsegpt": lambda m, p: scores.sparsegpt_score(m["B"], m["C"], p.damping),
-    "magnitude": lambda m, p: scores.magnitude_score(m["B"], m["A"]),
-    # Processes draw differently, and must remove alike.
-    "random": lambda m, p: distributed.from_first(scores.random_score(m["B"])),
-}
+Allocation = Literal["matrix", "global"]
+Layers = dict[str, LoRALinear]
+Gradients = dict[str, tuple[Tensor, Tensor]]
+Group = tuple[list[str], criteria.Matrices]
 
 
 class PrunedLoRA(AdapterStrategy):
@@ -76,8 +51,7 @@ class PrunedLoRA(AdapterStrategy):
             allocation (K2).
         criterion: What a component is worth: ``gradient`` (the paper's), or one that it is compared
             with: ``llm_pruner_element1``, ``llm_pruner_element2``, ``llm_pruner_taylor2``,
-                ``wanda``,
-            ``sparsegpt``, ``magnitude``, ``random``.
+            ``wanda``, ``sparsegpt``, ``magnitude``, ``random``.
         recovery: How survivors make up for the removed: ``none``, ``gradient`` (the minimiser of
             the second-order model, with H averaged since the last removal, damped and bounded), or
             ``activation`` (least squares on the layer's own output).
@@ -100,9 +74,9 @@ class PrunedLoRA(AdapterStrategy):
         start_step: int = 0,
         prune_every: int = 10,
         prune_count: int = 2,
-        criterion: Criterion = "gradient",
+        criterion: criteria.Criterion = "gradient",
         recovery: Recovery = "none",
-        allocation: Literal["matrix", "global"] = "matrix",
+        allocation: Allocation = "matrix",
         min_r: int = 1,
         eps: float = 1e-6,
         damping: float = 0.01,
@@ -122,28 +96,28 @@ class PrunedLoRA(AdapterStrategy):
             if value < least:
                 raise UserError(f"{key} must be at least {least}, got {value}.")
         for key, choice, choices in (
-            ("criterion", criterion, tuple(_SCORES)),
-            ("recovery", recovery, ("none", "gradient", "activation")),
-            ("allocation", allocation, ("matrix", "global")),
+            ("criterion", criterion, get_args(criteria.Criterion)),
+            ("recovery", recovery, get_args(Recovery)),
+            ("allocation", allocation, get_args(Allocation)),
         ):
             if choice not in choices:
                 raise UserError(f"{key} must be one of {', '.join(choices)}, got {choice!r}.")
-        self.target_r = target_r
-        self.start_step, self.prune_every, self.prune_count = start_step, prune_every, prune_count
+        self.target_r, self.start_step = target_r, start_step
+        self.prune_every, self.prune_count = prune_every, prune_count
         self.criterion, self.recovery, self.allocation = criterion, recovery, allocation
         self.min_r, self.eps, self.damping, self.max_ratio = min_r, eps, damping, max_ratio
-        # Sums since the last removal, by layer: "C" of z zᵀ and its token count, "H_B" and "H_A".
-        self.sums: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        # Since the last removal: "C" of z zᵀ over "tokens", "H_B" and "H_A" over "steps".
+        self.sums = RunningSums(of_each=("C", "tokens"))
         self._watch: observe_inputs | None = None
 
     @property
     def _watches_activations(self) -> bool:
-        return self.criterion in ("wanda", "sparsegpt") or self.recovery == "activation"
+        return self.criterion in criteria.WATCH_ACTIVATIONS or self.recovery == "activation"
 
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach, and watch activations where criterion or recovery need them."""
         report = super().attach(model, initialize)
-        check_gates(adapter_layers(model).values())
+        check_gates(lora_layers(model).values())
         self._watch_activations(model)
         return report
 
@@ -152,7 +126,7 @@ class PrunedLoRA(AdapterStrategy):
         super().on_train_start(trainer, pl_module)
         self._say_if_too_short(trainer.estimated_stepping_batches)
         if self._watch is not None and self.model is not None:
-            self._watch.__exit__(None, None, None)
+            self._watch.stop()
             self._watch_activations(self.model)
 
     def _say_if_too_short(self, steps: float) -> None:
@@ -167,33 +141,29 @@ class PrunedLoRA(AdapterStrategy):
 
     def _watch_activations(self, model: nn.Module) -> None:
         if self._watches_activations:
-            self._watch = observe_inputs(model, self._add_activations).__enter__()
+            self._watch = observe_inputs(model, self._add_activations).start()
 
-    def _add_activations(self, name: str, layer: LoRALinear, x: Tensor) -> None:
-        if not layer.training:
+    def _add_activations(self, name: str, layer: AdaptedLayer, x: Tensor) -> None:
+        if not (layer.training and isinstance(layer, LoRALinear)):
             return
-        z = nn.functional.linear(x.to(layer.lora_A.dtype), layer.active_A)  # (tokens, rank)
-        self._add(name, "C", z.T @ z)
-        self._add(name, "tokens", torch.tensor(float(len(z)), device=z.device))
-
-    def _add(self, name: str, key: str, value: Tensor) -> None:
-        sums = self.sums[name]
-        # Sums from a checkpoint come on the CPU.
-        sums[key] = sums[key].to(value.device) + value if key in sums else value
+        A = layer.active_A
+        z = nn.functional.linear(x.to(A.dtype), A)  # (tokens, rank)
+        self.sums.add(name, "C", z.T @ z)
+        self.sums.add(name, "tokens", torch.tensor(float(len(z)), device=z.device))
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Remove components if this step is due."""
-        layers = adapter_layers(model)
+        layers = lora_layers(model)
         excess = sum(layer.rank for layer in layers.values()) - self.target_r * len(layers)
         if excess <= 0:
             if self._watch is not None:
-                self._watch.__exit__(None, None, None)
+                self._watch.stop()
                 self._watch = None
             return
         due = schedule.prune_due(global_step, self.start_step, self.prune_every)
         if not due and self.recovery != "gradient":
             return
-        grads = {name: _gradients(layer) for name, layer in layers.items()}
+        grads = {name: layer.whole_gradients() for name, layer in layers.items()}
         if not _finite(grads):
             # A step that a gradient scaler skips, or one that ends the run: no ground to decide on.
             if due:
@@ -203,58 +173,52 @@ class PrunedLoRA(AdapterStrategy):
                 )
             return
         if self.recovery == "gradient":
-            for name, (grad_B, grad_A) in grads.items():
-                self._add(name, "H_B", linalg.gram(grad_B))
-                self._add(name, "H_A", linalg.gram(grad_A.mT))
-                self._add(name, "steps", torch.tensor(1.0))
+            for name, (grad_A, grad_B) in grads.items():
+                self.sums.add(name, "H_B", linalg.gram(grad_B))
+                self.sums.add(name, "H_A", linalg.gram(grad_A.mT))
+                self.sums.add(name, "steps", torch.tensor(1.0))
         if due:
             self._share_activations(layers)
             self._remove(layers, grads, optimizer, global_step, excess)
 
-    def _share_activations(self, layers: dict[str, LoRALinear]) -> None:
+    def _share_activations(self, layers: Layers) -> None:
         """Add up over processes what each has seen of the activations."""
         if distributed.world_size() == 1 or not self._watches_activations:
             return
-        seen = []
+        zeros = {}
         for name, layer in layers.items():
-            # A layer that no forward here has visited may have been visited elsewhere.
-            sums, like = self.sums[name], layer.lora_A
-            sums.setdefault("C", torch.zeros(layer.rank, layer.rank, dtype=like.dtype))
-            sums.setdefault("tokens", torch.zeros(()))
-            seen += [(sums, key) for key in _ACTIVATIONS]
-        shared = distributed.total([sums[key].to(layer.lora_A.device) for sums, key in seen])
-        for (sums, key), value in zip(seen, shared, strict=True):
-            sums[key] = value
-        for name in [name for name in layers if not self.sums[name]["tokens"]]:
-            del self.sums[name]["C"], self.sums[name]["tokens"]
-            if not self.sums[name]:
-                del self.sums[name]
+            A = layer.active_A
+            zeros[name] = {
+                "C": torch.zeros(layer.rank, layer.rank, dtype=A.dtype, device=A.device),
+                "tokens": torch.zeros((), device=A.device),
+            }
+        self.sums.share(zeros, count="tokens")
 
     def _remove(
-        self,
-        layers: dict[str, LoRALinear],
-        grads: dict[str, tuple[Tensor, Tensor]],
-        optimizer: Optimizer,
-        step: int,
-        excess: int,
+        self, layers: Layers, grads: Gradients, optimizer: Optimizer, step: int, excess: int
     ) -> None:
         groups = [(names, self._stack(layers, names, grads)) for names in _same_shape(layers)]
         scored = {
             name: score
             for names, matrices in groups
-            for name, score in zip(names, _SCORES[self.criterion](matrices, self), strict=True)
+            for name, score in zip(names, self._score(matrices), strict=True)
         }
         # In the model's order, which decides between equal scores.
         removed = self._choose({name: scored[name] for name in layers}, excess)
         gone_by_layer = {name: gone.tolist() for name, gone in removed.items()}
         distributed.assert_agreement(step, gone_by_layer, "the components to remove")
-        for names, matrices in groups:
-            self._recover(layers, names, matrices, removed)
+        for group in groups:
+            self._recover(layers, group, removed)
         for name, gone in removed.items():
             if len(gone):
                 keep_components(layers[name], linalg.survivors(gone, layers[name].rank), optimizer)
                 self.note(step, name, "removed", layers[name].rank)
         self.sums.clear()
+
+    def _score(self, matrices: criteria.Matrices) -> Tensor:
+        score = criteria.CRITERIA[self.criterion](matrices, self.eps, self.damping)
+        # Processes draw differently, and must remove alike.
+        return distributed.from_first(score) if self.criterion == "random" else score
 
     def _choose(self, scored: dict[str, Tensor], excess: int) -> dict[str, Tensor]:
         """Which components leave, by layer, (k,) each."""
@@ -263,137 +227,78 @@ class PrunedLoRA(AdapterStrategy):
             chosen = schedule.select_global(list(scored.values()), count, self.min_r)
             return dict(zip(scored, chosen, strict=True))
         return {
-            name: schedule.select_per_matrix(
-                score, min(self.prune_count, len(score) - self.target_r)
-            )
-            for name, score in scored.items()
+            name: schedule.select_per_matrix(s, min(self.prune_count, len(s) - self.target_r))
+            for name, s in scored.items()
         }
 
-    def _stack(
-        self,
-        layers: dict[str, LoRALinear],
-        names: list[str],
-        grads: dict[str, tuple[Tensor, Tensor]],
-    ) -> Batch:
+    def _stack(self, layers: Layers, names: list[str], grads: Gradients) -> criteria.Matrices:
         """Matrices of one shape and what was summed over them, each with a leading dimension."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name in names:
-            layer, sums = layers[name], self.sums.get(name, {})
-            grad_B, grad_A = grads[name]
-            parts["B"].append(distributed.value(layer.lora_B)[:, : layer.rank])
-            parts["A"].append(distributed.value(layer.lora_A)[: layer.rank])
-            parts["grad_B"].append(grad_B)
-            parts["grad_A"].append(grad_A)
+            A, B = layers[name].whole()
+            grad_A, grad_B = grads[name]
+            for key, value in (("A", A), ("B", B), ("grad_A", grad_A), ("grad_B", grad_B)):
+                parts[key].append(value)
             for key, count in (("C", "tokens"), ("H_B", "steps"), ("H_A", "steps")):
-                if key in sums:
-                    parts[key].append(sums[key] / sums[count].to(sums[key].device))
-                elif key == "C" and self.sums and self._watches_activations:
+                mean = self.sums.mean(name, key, count)
+                if mean is None and key == "C" and self.sums and self._watches_activations:
                     # No forward visited this layer (an idle expert), though others were.
-                    parts[key].append(layer.lora_A.new_zeros(layer.rank, layer.rank))
+                    mean = A.new_zeros(len(A), len(A))
+                if mean is not None:
+                    parts[key].append(mean)
         if self._watches_activations and "C" not in parts:
             raise RuntimeError(
                 f"criterion {self.criterion!r} or recovery {self.recovery!r} needs the activations "
                 "of a forward pass in training mode since the last removal, and saw none."
             )
-        return {key: torch.stack(tensors) for key, tensors in parts.items()}
+        return criteria.Matrices(**{key: torch.stack(tensors) for key, tensors in parts.items()})
 
-    def _recover(
-        self,
-        layers: dict[str, LoRALinear],
-        names: list[str],
-        matrices: Batch,
-        removed: dict[str, Tensor],
-    ) -> None:
+    def _recover(self, layers: Layers, group: Group, removed: dict[str, Tensor]) -> None:
         if self.recovery == "none":
             return
+        names, matrices = group
         # With global allocation the counts differ, and with them the shapes.
         by_count: dict[int, list[int]] = defaultdict(list)
         for i, name in enumerate(names):
             by_count[len(removed[name])].append(i)
         for count, members in by_count.items():
-            if count:
-                part = {key: value[members] for key, value in matrices.items()}
-                gone = torch.stack([removed[names[i]] for i in members])
-                for i, delta_B, delta_A in zip(
-                    members, *self._corrections(part, gone), strict=True
-                ):
-                    _add_to(layers[names[i]].lora_B, delta_B)
-                    _add_to(layers[names[i]].lora_A, delta_A)
+            if not count:
+                continue
+            gone = torch.stack([removed[names[i]] for i in members])
+            changes = self._changes(matrices.select(members), gone)
+            for i, change_B, change_A in zip(members, *changes, strict=True):
+                layers[names[i]].add_to_whole(change_A, change_B)
 
-    def _corrections(self, m: Batch, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes of B (n, d_out, r) and A (n, r, d_in); what is removed may take any value."""
+    def _changes(self, matrices: criteria.Matrices, gone: Tensor) -> tuple[Tensor, Tensor]:
         if self.recovery == "activation":
-            change = recovery.activation_recovery(m["B"], m["C"], gone, self.damping)
-            return change, torch.zeros_like(m["A"])
-        H_B, H_A = linalg.damped(m["H_B"], self.damping), linalg.damped(m["H_A"], self.damping)
-        change_B = recovery.gradient_recovery(m["B"], m["grad_B"], H_B, gone, self.max_ratio)
-        change_A = recovery.gradient_recovery(m["A"].mT, m["grad_A"].mT, H_A, gone, self.max_ratio)
-        return change_B, change_A.mT
+            return criteria.activation_change(matrices, gone, self.damping)
+        return criteria.gradient_change(matrices, gone, self.damping, self.max_ratio)
 
     def final_parameters(self, model: nn.Module) -> int:
         """The count at ``target_r`` in every layer; with ``global`` allocation, its mean."""
-        match_ranks((layer, self.target_r) for layer in adapter_layers(model).values())
+        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions, and the sums since the last removal, as this process has seen them."""
-        return {**super().state_dict(), "sums": {name: dict(s) for name, s in self.sums.items()}}
+        return {**super().state_dict(), "sums": self.sums.state()}
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """Activation sums of every process; all else is the same on all."""
         return {**super().merge_states(states), "sums_of": [state["sums"] for state in states]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave.
-
-        On as many processes each goes on with its own sums, exactly; on another number the first
-        goes on with those of all.
-        """
+        """Take back what :meth:`state_dict` gave; see :meth:`RunningSums.restore`."""
         super().load_state_dict(state_dict)
-        saved = state_dict.get("sums_of", [state_dict["sums"]])
-        if len(saved) == distributed.world_size():
-            own = saved[distributed.rank()]
-        else:
-            own = _without_activations(state_dict["sums"])
-            for sums in saved if distributed.rank() == 0 else ():
-                for name, entry in sums.items():
-                    total = own.setdefault(name, {})
-                    for key in _ACTIVATIONS:
-                        if key in entry:
-                            total[key] = entry[key] + total.get(key, 0.0)
-        self.sums = defaultdict(dict, {name: dict(entry) for name, entry in own.items()})
+        self.sums.restore(state_dict.get("sums_of", [state_dict["sums"]]))
 
 
-_ACTIVATIONS = ("C", "tokens")
+def _finite(grads: Gradients) -> bool:
+    every = [grad for pair in grads.values() for grad in pair]
+    return bool(nn.utils.get_total_norm(every).isfinite())
 
 
-def _without_activations(sums: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {n: {k: v for k, v in s.items() if k not in _ACTIVATIONS} for n, s in sums.items()}
-
-
-def _gradients(layer: LoRALinear) -> tuple[Tensor, Tensor]:
-    """Gradients of the living part of B (d_out, rank) and A (rank, d_in), over all processes."""
-    found = []
-    for parameter in (layer.lora_B, layer.lora_A):
-        grad = distributed.gradient(parameter)
-        shape = distributed.shape(parameter)
-        found.append(torch.zeros(shape, device=parameter.device) if grad is None else grad)
-    return found[0][:, : layer.rank], found[1][: layer.rank]
-
-
-def _add_to(parameter: nn.Parameter, change: Tensor) -> None:
-    """Add to the front of a parameter."""
-    full = distributed.value(parameter).clone()
-    full[tuple(slice(n) for n in change.shape)] += change
-    distributed.write(parameter, full)
-
-
-def _finite(grads: dict[str, tuple[Tensor, Tensor]]) -> bool:
-    norms = [grad for pair in grads.values() for grad in pair]
-    return bool(torch.nn.utils.get_total_norm(norms).isfinite())
-
-
-def _same_shape(layers: dict[str, LoRALinear]) -> list[list[str]]:
+def _same_shape(layers: Layers) -> list[list[str]]:
     groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, layer in layers.items():
         groups[layer.out_features, layer.in_features, layer.rank].append(name)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft import distributed
-from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.attach import lora_layers
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import trainable_parameters
 from lightning_peft.errors import UserError
@@ -33,8 +33,8 @@ class SparseLinear(LoRALinear):
     mask_A: Tensor
     mask_B: Tensor
 
-    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
-        super().__init__(base, *lora, **more)
+    def __init__(self, base: nn.Module, **lora: Any) -> None:
+        super().__init__(base, **lora)
         self.register_buffer("mask_A", torch.ones_like(self.lora_A, dtype=torch.bool))
         self.register_buffer("mask_B", torch.ones_like(self.lora_B, dtype=torch.bool))
 
@@ -65,6 +65,7 @@ class SparseAdapter(AdapterStrategy):
     """
 
     needs = frozenset({"whole steps"})
+    layer_class = SparseLinear
 
     def __init__(
         self, r: int = 8, sparsity: float = 0.5, start_step: int = 20, **lora: Any
@@ -79,15 +80,9 @@ class SparseAdapter(AdapterStrategy):
             )
         self.sparsity, self.start_step = sparsity, start_step
 
-    def layer(self, base: nn.Module) -> SparseLinear:
-        """LoRA with masks."""
-        return SparseLinear(
-            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
-        )
-
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Choose the masks when that is due, and hold what is fixed."""
-        layers = adapter_layers(model)
+        layers = lora_layers(model)
         if global_step == self.start_step:
             self._choose(layers, optimizer)
             for name, layer in layers.items():
@@ -99,7 +94,7 @@ class SparseAdapter(AdapterStrategy):
 
     def final_parameters(self, model: nn.Module) -> int:
         """The count without the share that the masks take away."""
-        values = sum(parameter.numel() for parameter, _ in _masked(adapter_layers(model)))
+        values = sum(parameter.numel() for parameter, _ in _masked(lora_layers(model)))
         return trainable_parameters(model, include_saved=True) - int(self.sparsity * values)
 
     @torch.no_grad()

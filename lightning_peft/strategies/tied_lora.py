@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_peft.adapters.attach import AttachReport, adapter_layers, kind_of, make_report
+from lightning_peft.adapters.attach import AttachReport, kind_of, lora_layers, make_report
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.scaled import ScaledLinear
 from lightning_peft.strategies.base import AdapterStrategy
@@ -25,7 +25,7 @@ def block_of(name: str) -> str:
     return numbered[1] if numbered else name.rpartition(".")[0]
 
 
-class _TiedLinear(ScaledLinear):
+class TiedLinear(ScaledLinear):
     """A layer whose components are every layer's, so that none can be removed here alone."""
 
     def components(self) -> list[tuple[nn.Parameter, int]]:
@@ -41,21 +41,17 @@ class TiedLoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
     """
 
+    layer_class = TiedLinear
+
     def gate(self, r: int) -> nn.Module:
         """The vector u, before what every strategy may have there."""
         return chain(RankScale(r, 1.0), super().gate(r))
-
-    def layer(self, base: nn.Module) -> ScaledLinear:
-        """A linear with scales, not yet tied."""
-        return _TiedLinear(
-            base, self.r, self.lora_alpha, self.lora_dropout, self.use_rslora, self.gate(self.r)
-        )
 
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach as every strategy does, and tie what layers share."""
         report = super().attach(model, initialize)
         tied: dict[Any, nn.Parameter] = {}
-        for name, layer in adapter_layers(model).items():
+        for name, layer in lora_layers(model).items():
             width, height = layer.in_features, layer.out_features
             layer.lora_A = tied.setdefault(("A", width), layer.lora_A)
             layer.lora_B = tied.setdefault(("B", kind_of(name), height, width), layer.lora_B)

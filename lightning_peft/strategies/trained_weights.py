@@ -36,7 +36,7 @@ class TrainedWeights(AdapterStrategy):
         self._targets: dict[str, nn.Module] = {}
         self._original: dict[str, Tensor] = {}
 
-    def layer(self, base: nn.Module) -> nn.Module:
+    def layer(self, base: nn.Module, name: str) -> nn.Module:
         """The linear itself, its weight set free."""
         if is_quantized(base):
             raise UserError(

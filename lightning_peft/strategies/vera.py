@@ -9,15 +9,15 @@ seed of the projection gives PEFT's matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.adapters.adapted import PeftForm
 from lightning_peft.adapters.attach import AttachReport, match_targets
 from lightning_peft.adapters.gates import RankScale, chain, gate_diagonal
-from lightning_peft.adapters.layer import LoRALinear, adapter_device
+from lightning_peft.adapters.placement import adapter_device
 from lightning_peft.adapters.scaled import ScaledLinear
 from lightning_peft.strategies.base import AdapterStrategy
 
@@ -35,12 +35,11 @@ class VeRALinear(ScaledLinear):
     def __init__(
         self,
         base: nn.Module,
-        *lora: Any,
         projection: tuple[nn.Parameter, nn.Parameter],
         seed: int,
-        **more: Any,
+        **lora: Any,
     ) -> None:
-        super().__init__(base, *lora, start=0.0, **more)
+        super().__init__(base, start=0.0, **lora)
         self.lora_A, self.lora_B = projection
         self.seed = seed
 
@@ -58,32 +57,23 @@ class VeRALinear(ScaledLinear):
         """None: a component's slices of A and B are all layers'."""
         return []
 
-    def peft_tensors(self) -> dict[str, Tensor]:
-        """The two vectors."""
+    def peft(self) -> PeftForm:
+        """PEFT's VeRA: the two vectors, and the projection saved with them."""
         assert self.gate is not None
-        return {
-            "vera_lambda_d": gate_diagonal(self.gate, self.rank),
-            "vera_lambda_b": self.output_scale.detach() * self.scaling,
-        }
-
-    @staticmethod
-    def peft_config(layers: Mapping[str, LoRALinear]) -> dict[str, Any]:
-        """PEFT's VeRA, the projection saved with it."""
-        first = next(iter(layers.values()))
-        assert isinstance(first, VeRALinear)
-        return {
-            "peft_type": "VERA",
-            "r": first.rank,
-            "projection_prng_key": first.seed,
-            "save_projection": True,
-            "vera_dropout": 0.0,
-        }
-
-    @staticmethod
-    def peft_shared(layers: Mapping[str, LoRALinear]) -> dict[str, Tensor]:
-        """The projection."""
-        first = next(iter(layers.values()))
-        return {"vera_A": first.lora_A.detach(), "vera_B": first.lora_B.detach()}
+        return PeftForm(
+            tensors={
+                "vera_lambda_d": gate_diagonal(self.gate, self.rank),
+                "vera_lambda_b": self.output_scale.detach() * self.scaling,
+            },
+            config={
+                "peft_type": "VERA",
+                "r": self.rank,
+                "projection_prng_key": self.seed,
+                "save_projection": True,
+                "vera_dropout": 0.0,
+            },
+            shared={"vera_A": self.lora_A.detach(), "vera_B": self.lora_B.detach()},
+        )
 
 
 class VeRA(AdapterStrategy):
@@ -126,21 +116,12 @@ class VeRA(AdapterStrategy):
         """The vector d, before what every strategy may have there."""
         return chain(RankScale(r, self.d_initial), super().gate(r))
 
-    def layer(self, base: nn.Module) -> VeRALinear:
+    def layer(self, base: nn.Module, name: str) -> VeRALinear:
         """Vectors around the shared projection."""
         assert self._projection is not None
-        return VeRALinear(
-            base,
-            self.r,
-            self.lora_alpha,
-            self.lora_dropout,
-            self.use_rslora,
-            self.gate(self.r),
-            projection=self._projection,
-            seed=self.projection_prng_key,
-        )
+        return VeRALinear(base, self._projection, self.projection_prng_key, **self.lora_arguments())
 
-    def initialize(self, layer: LoRALinear) -> None:
+    def initialize(self, layer: VeRALinear) -> None:
         """Nothing: the projection is drawn, d and b are at their start."""
 
 

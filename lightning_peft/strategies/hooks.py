@@ -1,0 +1,88 @@
+"""Lightning's hooks call a strategy's methods, so that nobody has to."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_peft import distributed
+from lightning_peft.adapters.adapted import AdaptedLayer
+from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.strategies.calls import CallWatch
+
+
+class StepHooks(Callback):
+    """Calls ``before_step`` and ``after_step`` around each optimizer step of a Lightning run.
+
+    Attributes:
+        model: The adapted model; None before it is attached.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: nn.Module | None = None
+        self._calls: CallWatch | None = None
+        self._last_step = -1
+
+    def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Act before the optimizer's step."""
+
+    def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Act after the optimizer's step."""
+
+    def watch_calls(self, model: nn.Module, needed: set[str]) -> None:
+        """From now on raise at an optimizer's step around which a needed method was not called.
+
+        Args:
+            model: Whose adapters make an optimizer one to watch.
+            needed: ``before_step``, ``after_step``, both or none.
+        """
+        layers = list(adapter_layers(model).values())
+        self._calls = CallWatch(type(self).__name__, needed, functools.partial(_parameters, layers))
+        for name in ("before_step", "after_step"):
+            setattr(self, name, self._calls.noting(name, getattr(self, name)))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Call :meth:`before_step`, at a window's last micro-batch only."""
+        if self.model is not None and not trainer.fit_loop._should_accumulate():
+            self.before_step(self.model, optimizer, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Call :meth:`after_step` once for each optimizer step, not for each micro-batch."""
+        step = trainer.global_step - 1
+        if self.model is not None and step > self._last_step and step >= 0:
+            self.after_step(self.model, trainer.optimizers[0], step)
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            if every and (step + 1) % every == 0:
+                self.assert_agreement(step)
+        self._last_step = max(step, self._last_step)
+
+    def assert_agreement(self, step: int) -> None:
+        """Raise if processes have come to other ranks or shared layers; cheap where they agree."""
+        assert self.model is not None
+        first: dict[int, str] = {}
+        structure = {
+            name: [layer.rank, first.setdefault(layer.sharing_key, name)]
+            for name, layer in adapter_layers(self.model).items()
+        }
+        distributed.assert_agreement(step, structure, "ranks and sharing")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin after the steps that a resumed run has made already."""
+        self._last_step = trainer.global_step - 1
+        if self._calls is not None:
+            self._calls.begin()
+        if self.model is not None:
+            self.assert_agreement(trainer.global_step)
+
+
+def _parameters(layers: list[AdaptedLayer]) -> list[nn.Parameter]:
+    return [parameter for layer in layers for parameter in layer.own_parameters()]
