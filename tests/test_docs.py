@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_peft.adapters import adapter_layers
 from lightning_peft.commands import train
 from lightning_peft.testing import check_strategy
 
@@ -96,8 +97,8 @@ def test_page_shows_the_example_as_it_is(name: str) -> None:
 
 def test_example_removes_the_redundant_component(tiny_llama: Callable[..., Any]) -> None:
     strategy = load("examples/my_idea.py").MyIdea(r=3, target_modules=["q_proj"])
-    strategy.attach(tiny_llama())
-    layer = strategy._layers[0]
+    strategy.attach(model := tiny_llama())
+    layer = next(iter(adapter_layers(model).values()))
     with torch.no_grad():
         layer.lora_B.normal_()
         layer.lora_B[:, 2] = layer.lora_B[:, 0]

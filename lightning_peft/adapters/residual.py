@@ -34,13 +34,13 @@ class ResidualLinear(LoRALinear):
     start_A: Tensor
     start_B: Tensor
 
-    def __init__(self, base: nn.Module, **lora: Any) -> None:
+    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
         if is_quantized(base):
             raise UserError(
                 f"a {type(base).__name__} cannot lose a part of its weight without rounding the "
                 "rest to its few levels: give the base in full precision, or another adapter."
             )
-        super().__init__(base, **lora)
+        super().__init__(base, *lora, **more)
         self.register_buffer("start_A", torch.zeros_like(self.lora_A))
         self.register_buffer("start_B", torch.zeros_like(self.lora_B))
         self._taken = False

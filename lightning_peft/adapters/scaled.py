@@ -24,8 +24,8 @@ class ScaledLinear(LoRALinear):
         lora: The arguments of :class:`LoRALinear`.
     """
 
-    def __init__(self, base: nn.Module, start: float = 1.0, **lora: Any) -> None:
-        super().__init__(base, **lora)
+    def __init__(self, base: nn.Module, *lora: Any, start: float = 1.0, **more: Any) -> None:
+        super().__init__(base, *lora, **more)
         self.output_scale = nn.Parameter(
             torch.full((self.out_features,), start).to(self.lora_B)  # (d_out,)
         )

@@ -36,8 +36,8 @@ class DoRALinear(LoRALinear):
 
     base_norm_sq: Tensor
 
-    def __init__(self, base: nn.Module, **lora: Any) -> None:
-        super().__init__(base, **lora)
+    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
+        super().__init__(base, *lora, **more)
         if self.lora_A.is_meta:
             norm_sq = self.lora_A.new_empty(self.out_features)
         else:

@@ -33,8 +33,8 @@ class SparseLinear(LoRALinear):
     mask_A: Tensor
     mask_B: Tensor
 
-    def __init__(self, base: nn.Module, **lora: Any) -> None:
-        super().__init__(base, **lora)
+    def __init__(self, base: nn.Module, *lora: Any, **more: Any) -> None:
+        super().__init__(base, *lora, **more)
         self.register_buffer("mask_A", torch.ones_like(self.lora_A, dtype=torch.bool))
         self.register_buffer("mask_B", torch.ones_like(self.lora_B, dtype=torch.bool))
 

@@ -35,11 +35,12 @@ class VeRALinear(ScaledLinear):
     def __init__(
         self,
         base: nn.Module,
+        *lora: Any,
         projection: tuple[nn.Parameter, nn.Parameter],
         seed: int,
-        **lora: Any,
+        **more: Any,
     ) -> None:
-        super().__init__(base, start=0.0, **lora)
+        super().__init__(base, *lora, start=0.0, **more)
         self.lora_A, self.lora_B = projection
         self.seed = seed
 
@@ -119,7 +120,12 @@ class VeRA(AdapterStrategy):
     def layer(self, base: nn.Module, name: str) -> VeRALinear:
         """Vectors around the shared projection."""
         assert self._projection is not None
-        return VeRALinear(base, self._projection, self.projection_prng_key, **self.lora_arguments())
+        return VeRALinear(
+            base,
+            projection=self._projection,
+            seed=self.projection_prng_key,
+            **self.lora_arguments(),
+        )
 
     def initialize(self, layer: VeRALinear) -> None:
         """Nothing: the projection is drawn, d and b are at their start."""

@@ -157,7 +157,7 @@ def test_layers_that_share_an_input_may_share_its_draw() -> None:
     x, other = torch.ones(4, 20), torch.ones(4, 20)
 
     def masks(x: Tensor) -> list[Tensor]:
-        return [layer.dropout.mask(x) for layer in layers]
+        return [layer.dropout.kept(x).mask for layer in layers]
 
     first, second, _ = masks(x)
     assert not torch.equal(first, second)
@@ -167,7 +167,20 @@ def test_layers_that_share_an_input_may_share_its_draw() -> None:
     assert torch.equal(first, third)
     assert not torch.equal(first, masks(other)[0])
     x.add_(1)  # no longer the tensor that it was
-    assert not torch.equal(first, masks(x)[0])
+    again, shared, _ = masks(x)
+    assert not torch.equal(first, again)
+    assert torch.equal(again, shared)
+
+
+def test_a_layer_given_the_same_tensor_again_draws_anew() -> None:
+    layers = nn.ModuleList(layer_of("no gate", 0.5, torch.float32) for _ in range(2))
+    share_draws(layers.modules())
+    x = torch.ones(4, 20)
+    first, shared = (layer.dropout.kept(x).mask for layer in layers)
+    again, shared_again = (layer.dropout.kept(x).mask for layer in layers)
+    assert torch.equal(first, shared)
+    assert torch.equal(again, shared_again)
+    assert not torch.equal(first, again)
 
 
 def test_a_shared_draw_gives_each_layer_its_own_gradients() -> None:
@@ -179,7 +192,7 @@ def test_a_shared_draw_gives_each_layer_its_own_gradients() -> None:
     x = torch.randn(3, 20)
     ours = run(layers, lambda x: sum(layer(x) for layer in layers), x)
     torch.manual_seed(3)
-    keep = layers[0].dropout.mask(x.clone())
+    keep = layers[0].dropout.kept(x.clone()).mask
 
     def formula(x: Tensor) -> Tensor:
         dropped = x * keep * 2

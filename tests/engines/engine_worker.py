@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 
 from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
-from lightning_peft.adapters.attach import own_parameters
 from lightning_peft.datamodules.loading.loader import ResumableDataLoader
 from lightning_peft.datamodules.loading.samplers import RandomBatchSampler
 from lightning_peft.modules import CausalLMModule
@@ -180,7 +179,7 @@ def _deltas(module: Any) -> dict[str, Tensor]:
     """ΔW of each layer."""
     found = {}
     layers = _layers(module)
-    parameters = [p for layer in layers.values() for p in own_parameters(layer)]
+    parameters = [p for layer in layers.values() for p in layer.own_parameters()]
     with distributed.gathered(module.model, parameters):
         for name, layer in layers.items():
             found[name] = layer.delta_weight().clone()

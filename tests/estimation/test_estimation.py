@@ -93,7 +93,7 @@ def test_counts_and_bytes_are_those_of_a_real_step(name: str) -> None:
     total, count = module.target_loss(batch)
     (total / count + module.adapter.penalty(model)).backward()
     assert found.gradients == nbytes([p.grad for p in trained if p.grad is not None])
-    optimizer = module.adapter.optimizer(trained, torch.optim.AdamW)
+    optimizer = module.adapter.make_optimizer(module.model, torch.optim.AdamW)
     module.adapter.before_step(model, optimizer, 0)
     optimizer.step()
     state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]

@@ -142,8 +142,8 @@ class ReadsInSilence(AdapterStrategy):
 class KeepsInSilence(AdapterStrategy):
     """Keeps a trained value for each row of the weight, and tells nobody."""
 
-    def layer(self, base: nn.Module) -> nn.Module:
-        layer = super().layer(base)
+    def layer(self, base: nn.Module, name: str) -> nn.Module:
+        layer = super().layer(base, name)
         weight: Any = base.weight
         layer.scale = nn.Parameter(weight.norm(dim=1))
         return layer

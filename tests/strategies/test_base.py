@@ -240,7 +240,7 @@ def test_a_layer_and_its_start_can_be_replaced() -> None:
         pass
 
     class Own(AdapterStrategy):
-        def layer(self, base: nn.Module) -> LoRALinear:
+        def layer(self, base: nn.Module, name: str) -> LoRALinear:
             return Scaled(base, self.r, self.lora_alpha)
 
         def initialize(self, layer: LoRALinear) -> None:
@@ -269,7 +269,7 @@ def test_defaults_do_nothing() -> None:
     model, strategy = two_linears(), LoRA(r=2)
     strategy.attach(model)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    optimizer = strategy.optimizer(adapter_layers(model)["0"].parameters(), torch.optim.SGD)
+    optimizer = strategy.make_optimizer(model, torch.optim.SGD)
     assert isinstance(optimizer, torch.optim.SGD)
     strategy.prepare(model, lambda share: [], lambda batch: torch.zeros(()))
     strategy.before_step(model, optimizer, 0)
@@ -308,11 +308,12 @@ def test_dropout_is_shared_by_the_layers_that_read_one_input_where_that_is_asked
         seen = {}
         for name, layer in adapter_layers(model).items():
 
-            def remember(x, name=name, mask=layer.dropout.mask, seen=seen):
-                seen[name] = mask(x)
-                return seen[name]
+            def remember(x, name=name, kept=layer.dropout.kept, seen=seen):
+                found = kept(x)
+                seen[name] = found.mask
+                return found
 
-            layer.dropout.mask = remember
+            layer.dropout.kept = remember
         model(**random_batch(1)).loss.backward()
         q, k, v, o = (seen[f"model.layers.0.self_attn.{kind}_proj"] for kind in "qkvo")
         assert torch.equal(q, k) is share

@@ -42,14 +42,14 @@ def test_forward_and_gradients_are_pefts(dropout, pair, random_batch, gradients)
 
 def test_the_norm_is_that_of_the_dense_weight() -> None:
     torch.manual_seed(0)
-    layer = DoRA(r=3, rank_gate=lambda r: nn.Dropout(0.4)).layer(nn.Linear(12, 20)).eval()
+    layer = DoRA(r=3, rank_gate=lambda r: nn.Dropout(0.4)).layer(nn.Linear(12, 20), "q").eval()
     nn.init.normal_(layer.lora_B)
     weight = layer.base.weight + layer.scaling * layer.lora_B @ layer.lora_A
     torch.testing.assert_close(layer.weight_norm(), weight.norm(dim=1))
 
 
 def test_it_starts_at_the_base_and_the_magnitude_is_the_weights_norm() -> None:
-    layer = DoRA(r=3).layer(base := nn.Linear(12, 20)).eval()
+    layer = DoRA(r=3).layer(base := nn.Linear(12, 20), "q").eval()
     x = torch.randn(5, 12)
     torch.testing.assert_close(layer(x), base(x))
     torch.testing.assert_close(layer.lora_magnitude.detach(), base.weight.detach().norm(dim=1))
@@ -57,7 +57,7 @@ def test_it_starts_at_the_base_and_the_magnitude_is_the_weights_norm() -> None:
 
 def test_the_change_of_the_output_is_that_of_the_dense_weights() -> None:
     torch.manual_seed(0)
-    layer = DoRA(r=3).layer(nn.Linear(12, 20)).eval()
+    layer = DoRA(r=3).layer(nn.Linear(12, 20), "q").eval()
     nn.init.normal_(layer.lora_B)
     nn.init.uniform_(layer.lora_magnitude, 0.5, 2)
     x = torch.randn(5, 12)

@@ -89,9 +89,8 @@ def test_the_targets_train_and_nothing_else(tiny_llama) -> None:
     queries = {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
     assert trained == queries | {"lm_head.weight"}
     assert trainable_parameters(base) == report.trainable == 2 * 32 * 32 + 61 * 32
-    optimizer = strategy.optimizer(
-        [p for p in base.parameters() if p.requires_grad],
-        lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.5),
+    optimizer = strategy.make_optimizer(
+        base, lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=0.5)
     )
     ranks = [group["rank"] for group in optimizer.param_groups]
     assert ranks == [4, None]
@@ -101,9 +100,8 @@ def test_the_targets_train_and_nothing_else(tiny_llama) -> None:
 def test_another_optimizer_is_refused(tiny_llama) -> None:
     strategy = GaLore(r=4)
     strategy.attach(base := tiny_llama())
-    params = [p for p in base.parameters() if p.requires_grad]
     with pytest.raises(ValueError, match="model.optimizer is SGD; give torch.optim.AdamW"):
-        strategy.optimizer(params, lambda p: torch.optim.SGD(p, 0.1))
+        strategy.make_optimizer(base, lambda p: torch.optim.SGD(p, 0.1))
 
 
 def test_the_change_of_each_weight_is_measured_from_its_start(tiny_llama) -> None:

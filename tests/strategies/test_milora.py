@@ -16,7 +16,7 @@ def test_the_base_keeps_the_best_approximation_of_the_remaining_rank(shape) -> N
     base = nn.Linear(*shape)
     weight = base.weight.detach().clone()
     strategy = MiLoRA(r=3)
-    layer = strategy.layer(base)
+    layer = strategy.layer(base, "q")
     strategy.initialize(layer)
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     kept = left[:, :-3] * values[:-3] @ right[:-3]

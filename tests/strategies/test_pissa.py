@@ -34,7 +34,7 @@ def test_it_starts_at_the_best_approximation_of_its_rank() -> None:
     base = nn.Linear(12, 20)
     weight = base.weight.detach().clone()
     strategy = PiSSA(r=3)
-    layer = strategy.layer(base)
+    layer = strategy.layer(base, "q")
     strategy.initialize(layer)
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     best = left[:, :3] * values[:3] @ right[:3]
