@@ -101,7 +101,7 @@ def train_step(
         loss: Of model and batch.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    made = optimizer(parameters) if strategy is None else strategy.optimizer(parameters, optimizer)
+    made = optimizer(parameters) if strategy is None else strategy.make_optimizer(model, optimizer)
     steps = 0
 
     def step() -> None:

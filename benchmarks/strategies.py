@@ -20,8 +20,8 @@ LATER = 10**6  # steps: what is due then never comes here
 class _PeftAdaLora:
     """What PEFT has a loop do for AdaLoRA, in a strategy's methods."""
 
-    def optimizer(self, parameters: Any, default: Any) -> Any:
-        return default(parameters)
+    def make_optimizer(self, model: Any, default: Any) -> Any:
+        return default([p for p in model.parameters() if p.requires_grad])
 
     def penalty(self, model: Any) -> float:
         return 0.0  # PEFT adds its own to the loss
