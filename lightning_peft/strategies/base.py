@@ -239,7 +239,7 @@ class AdapterStrategy(StepHooks):
                 A, B = [], []
                 for name, parameter in named_parameters:
                     (B if name.endswith("lora_B") else A).append(parameter)
-                return default([{"params": A}, {"params": B, "lr": 16 * self.lr}])
+                return default([{"params": A}, {"params": B, "lr": self.rate_of_B}])
 
         Args:
             named_parameters: Full names and parameters, those that train.
