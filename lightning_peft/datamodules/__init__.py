@@ -1,4 +1,11 @@
-"""Tasks: one file for each benchmark, over one base."""
+"""Tasks: one file or folder for each benchmark, over three bases.
+
+What an author of a task reads: `base` (answered in text; its docstring holds a whole task),
+`labelled` (recognised as a class or given a score), `references` (compared with several texts) and
+`protocols` (how a task is asked). A small task is one file; a large one is a folder with
+``module.py``, ``records.py`` and what only that task needs. `loading` makes records into batches,
+`metrics` computes scores.
+"""
 
 from lightning_peft.datamodules.arithmetic.module import ArithmeticDataModule
 from lightning_peft.datamodules.base import TextDataModule
@@ -12,7 +19,8 @@ from lightning_peft.datamodules.glue.module import GlueDataModule
 from lightning_peft.datamodules.instruction.module import InstructionDataModule
 from lightning_peft.datamodules.labelled import LabelledDataModule
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.pairs import Labelled
+from lightning_peft.datamodules.loading.labelled import Labelled
+from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.math.module import MathDataModule
 from lightning_peft.datamodules.protocols import Protocol
 
@@ -31,5 +39,6 @@ __all__ = [
     "LabelledDataModule",
     "MathDataModule",
     "Protocol",
+    "Source",
     "TextDataModule",
 ]

@@ -1,20 +1,38 @@
 """The base of every task that is answered in text: examples, masks, extraction, scores.
 
-A benchmark is one file over it, which says what its records are (``train_examples``,
-``test_examples``), how they are asked (its `Protocol` records), and how an answer is found in a
-model's output and judged (``extract``, ``correct``). For example::
+A new benchmark is one class in one file, and nothing else changes. It says what its records are
+(``train_examples``, ``test_examples``), how they are asked (its `Protocol` records), and how an
+answer is found in a model's output and judged (``extract``, ``correct``). For example::
+
+    from lightning_peft.datamodules import Protocol, Source, TextDataModule
+
+    TRAIN, TEST = (
+        Source((f"{split}.jsonl",), "someone/capitals", split, required=("country", "capital"))
+        for split in ("train", "test")
+    )
+    ASKED = Protocol("capitals-ours", "The capital of {instruction} is", "response", 64, 8)
+
 
     class Capitals(TextDataModule):
-        protocols = {"ours": Protocol("ours", "{instruction} -> ", "response", 64, 8)}
+        protocols = {ASKED.name: ASKED}
+
+        def __init__(self, data_dir: str | None, protocol: str = ASKED.name, **kwargs) -> None:
+            super().__init__(data_dir, protocol, **kwargs)
 
         def train_examples(self):
-            return [self.example("France", "Paris", "capitals", 0), ...]
+            rows = enumerate(TRAIN.read(self.data_dir, self.cache_dir))
+            return [self.example(r["country"], f" {r['capital']}", "capitals", i) for i, r in rows]
 
         def test_examples(self):
-            return {"capitals": [self.example("Italy", "", "capitals", 0, expected="Rome"), ...]}
+            rows = enumerate(TEST.read(self.data_dir, self.cache_dir))
+            asked = [self.example(r["country"], "", "capitals", i, r["capital"]) for i, r in rows]
+            return {"capitals": asked}
 
         def extract(self, output, task):
             return output.split()[0] if output.split() else None
+
+`LabelledDataModule` is the base of tasks with classes or scores, `ReferencesDataModule` of texts
+that are compared with references.
 """
 
 from __future__ import annotations
@@ -198,7 +216,7 @@ class TextDataModule(TokenizedDataModule):
             sets[task] = PromptDataset(before_response(table), kept, self.encoder.pad_id)
             cut[task] = sum(n > 0 for n in table["cut"])
         self.counts["test"] = {task: len(data) for task, data in sets.items()}
-        self._report_cut("test", sum(cut.values()), sum(map(len, sets.values())), self._limit)
+        self.report_cut("test", sum(cut.values()), sum(map(len, sets.values())), self._limit)
         return sets
 
     def _encoded(self, split: str, examples: Sequence[Example]) -> EncodedDataset:
@@ -208,7 +226,7 @@ class TextDataModule(TokenizedDataModule):
         self._report_left_out(split, len(examples) - len(fitting), len(examples))
         table, tasks = table.select(fitting), [examples[i].task for i in fitting]
         self.counts[split] = len(table)
-        self._report_cut(split, sum(n > 0 for n in table["cut"]), len(table), self._limit)
+        self.report_cut(split, sum(n > 0 for n in table["cut"]), len(table), self._limit)
         return EncodedDataset(table, tasks, self.encoder.pad_id, self.protocol.loss_on)
 
     def _report_left_out(self, split: str, left_out: int, total: int) -> None:

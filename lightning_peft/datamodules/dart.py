@@ -5,8 +5,8 @@ records with a ``tripleset`` (subject, relation, object) and ``annotations``, ea
 a ``text``, all of which are references. The hub's `GEM/dart` holds ``tripleset``, ``target`` and,
 outside of training, ``references``. Records of the same triples are one.
 
-Protocol ``dart-ours`` (LoRA-drop evaluates on DART without saying how it asks), greedy; one triple
-a line, as it is published, with its ``[TABLECONTEXT]`` and ``[TITLE]``::
+Protocol ``dart-ours``; one triple a line, as it is published, with its ``[TABLECONTEXT]`` and
+``[TITLE]``::
 
     Describe the facts in one or two sentences.
 
@@ -16,7 +16,7 @@ a line, as it is published, with its ``[TABLECONTEXT]`` and ``[TITLE]``::
     Description:
     {text}
 
-Loss is on the text and its EOS, 512 tokens in all, at most 128 of them generated.
+512 tokens in all; what else it says stands in `references`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_peft.datamodules.loading.records import Source
-from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.references import ReferencesDataModule
-
-HUB = "GEM/dart"
+from lightning_peft.datamodules.references import (
+    ReferencesDataModule,
+    our_protocol,
+    three_splits,
+)
 
 
 class DartDataModule(ReferencesDataModule):
@@ -40,21 +40,17 @@ class DartDataModule(ReferencesDataModule):
 
     task = "dart"
     wanted = {"source": "'tripleset'", "reference": "text in 'annotations'"}
-    splits = {
-        "train": Source(("dart*train*.json", "train*.json", "train*.parquet"), HUB, "train"),
-        "dev": Source(("dart*dev*.json", "dev*.json", "validation*.parquet"), HUB, "validation"),
-        "test": Source(("dart*test*.json", "test*.json", "test*.parquet"), HUB, "test"),
-    }
-    protocols = {
-        "dart-ours": Protocol(
-            "dart-ours",
-            "Describe the facts in one or two sentences.\n\n"
-            "Facts:\n{instruction}\n\nDescription:\n",
-            loss_on="response",
-            max_length=512,
-            max_new_tokens=128,
-        )
-    }
+    splits = three_splits(
+        "GEM/dart",
+        train=("dart*train*.json", "train*.json", "train*.parquet"),
+        dev=("dart*dev*.json", "dev*.json", "validation*.parquet"),
+        test=("dart*test*.json", "test*.json", "test*.parquet"),
+    )
+    protocols = our_protocol(
+        task,
+        "Describe the facts in one or two sentences.\n\nFacts:\n{instruction}\n\nDescription:\n",
+        max_length=512,
+    )
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the triples, one in a line."""

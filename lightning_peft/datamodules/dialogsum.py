@@ -5,7 +5,7 @@ Files of https://github.com/cylnlp/dialogsum, ``dialogsum.{train,dev,test}.jsonl
 ``dialogue`` and ``summary`` throughout, so that a dialogue of its test set stands in three rows;
 rows of the same dialogue are one record here.
 
-Protocol ``dialogsum-ours`` (LoRA-drop evaluates on DialogSum without saying how it asks), greedy::
+Protocol ``dialogsum-ours``::
 
     Summarize the dialogue.
 
@@ -14,7 +14,7 @@ Protocol ``dialogsum-ours`` (LoRA-drop evaluates on DialogSum without saying how
     Summary:
     {summary}
 
-Loss is on the summary and its EOS, 1024 tokens in all, at most 128 of them generated.
+1024 tokens in all; what else it says stands in `references`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_peft.datamodules.loading.records import Source
-from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.references import ReferencesDataModule
-
-HUB = "knkarthick/dialogsum"
+from lightning_peft.datamodules.references import (
+    ReferencesDataModule,
+    our_protocol,
+    three_splits,
+)
 
 
 class DialogSumDataModule(ReferencesDataModule):
@@ -38,21 +38,18 @@ class DialogSumDataModule(ReferencesDataModule):
 
     task = "dialogsum"
     wanted = {"source": "'dialogue'", "reference": "'summary' (or summary1 to summary3)"}
-    splits = {
-        "train": Source(("*train*.jsonl", "train*.csv"), HUB, "train"),
-        "dev": Source(("*dev*.jsonl", "validation*.csv"), HUB, "validation"),
+    splits = three_splits(
+        "knkarthick/dialogsum",
+        train=("*train*.jsonl", "train*.csv"),
+        dev=("*dev*.jsonl", "validation*.csv"),
         # Beside it the repository has a hidden test set, without summaries.
-        "test": Source(("dialogsum.test.jsonl", "test*.jsonl", "test*.csv"), HUB, "test"),
-    }
-    protocols = {
-        "dialogsum-ours": Protocol(
-            "dialogsum-ours",
-            "Summarize the dialogue.\n\n{instruction}\n\nSummary:\n",
-            loss_on="response",
-            max_length=1024,
-            max_new_tokens=128,
-        )
-    }
+        test=("dialogsum.test.jsonl", "test*.jsonl", "test*.csv"),
+    )
+    protocols = our_protocol(
+        task,
+        "Summarize the dialogue.\n\n{instruction}\n\nSummary:\n",
+        max_length=1024,
+    )
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the dialogue."""

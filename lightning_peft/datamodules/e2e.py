@@ -6,7 +6,7 @@ same ``mr`` are one test record with several references. The hub's `GEM/e2e_nlg`
 ``meaning_representation``, ``target`` and, outside of training, ``references``; its texts are those
 of the cleaned corpus of Dušek et al. (2019), so scores on it are not those on the files.
 
-Protocol ``e2e-ours`` (LoRA-drop evaluates on E2E without saying how it asks), greedy::
+Protocol ``e2e-ours``::
 
     Describe the restaurant in one or two sentences.
 
@@ -16,7 +16,7 @@ Protocol ``e2e-ours`` (LoRA-drop evaluates on E2E without saying how it asks), g
     Description:
     {ref}
 
-Loss is on the reference and its EOS, 256 tokens in all, at most 128 of them generated.
+256 tokens in all; what else it says stands in `references`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_peft.datamodules.loading.records import Source
-from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.datamodules.references import ReferencesDataModule
-
-HUB = "GEM/e2e_nlg"
+from lightning_peft.datamodules.references import (
+    ReferencesDataModule,
+    our_protocol,
+    three_splits,
+)
 
 
 class E2EDataModule(ReferencesDataModule):
@@ -40,21 +40,18 @@ class E2EDataModule(ReferencesDataModule):
 
     task = "e2e"
     wanted = {"source": "'mr'", "reference": "'ref'"}
-    splits = {
-        "train": Source(("trainset*.csv", "train*.csv", "train*.parquet"), HUB, "train"),
-        "dev": Source(("devset*.csv", "dev*.csv", "validation*.parquet"), HUB, "validation"),
-        "test": Source(("testset_w_refs*.csv", "test*.csv", "test*.parquet"), HUB, "test"),
-    }
-    protocols = {
-        "e2e-ours": Protocol(
-            "e2e-ours",
-            "Describe the restaurant in one or two sentences.\n\n"
-            "Restaurant:\n{instruction}\n\nDescription:\n",
-            loss_on="response",
-            max_length=256,
-            max_new_tokens=128,
-        )
-    }
+    splits = three_splits(
+        "GEM/e2e_nlg",
+        train=("trainset*.csv", "train*.csv", "train*.parquet"),
+        dev=("devset*.csv", "dev*.csv", "validation*.parquet"),
+        test=("testset_w_refs*.csv", "test*.csv", "test*.parquet"),
+    )
+    protocols = our_protocol(
+        task,
+        "Describe the restaurant in one or two sentences.\n\n"
+        "Restaurant:\n{instruction}\n\nDescription:\n",
+        max_length=256,
+    )
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the meaning representation, as it is written."""

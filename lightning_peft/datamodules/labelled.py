@@ -1,4 +1,4 @@
-"""The base of every task whose records are recognised as a class or given a score."""
+"""The base of every task whose texts are recognised as a class or given a score."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.loading.arguments import at_least
-from lightning_peft.datamodules.loading.pairs import (
-    Labelled,
-    LabelledDataset,
-    PairEncoder,
-    PairProtocol,
-)
+from lightning_peft.datamodules.loading.labelled import Labelled, LabelledDataset
+from lightning_peft.datamodules.loading.pairs import PairEncoder
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
 from lightning_peft.datamodules.metrics.labels import make_metrics
+from lightning_peft.datamodules.protocols import PairProtocol
 
 
 class LabelledDataModule(TokenizedDataModule):
@@ -132,7 +129,7 @@ class LabelledDataModule(TokenizedDataModule):
     def _encoded(self, split: str, records: Sequence[Labelled], **kwargs: Any) -> LabelledDataset:
         table = self.encoder.cached(records, self.cache_dir)
         self.counts[split] = len(records)
-        self._report_cut(
+        self.report_cut(
             split,
             sum(n > 0 for n in table["cut"]),
             len(records),

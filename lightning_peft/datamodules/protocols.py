@@ -77,6 +77,26 @@ class Protocol:
         return self.template.replace("{instruction}", instruction)
 
 
+@dataclass(frozen=True)
+class PairProtocol:
+    """How texts are put before a model.
+
+    Attributes:
+        name: Stamped into results; ends in ``-ours`` where pairs are joined by our template.
+        template: ``{first}`` and ``{second}`` in our template, else None.
+        max_length: Limit in tokens, special ones included.
+    """
+
+    name: str
+    template: str | None
+    max_length: int
+
+    def __str__(self) -> str:
+        """Say in one line what is done, as a run prints it."""
+        how = "the tokenizer's own encoding" if self.template is None else repr(self.template)
+        return f"{self.name}: {how}, {self.max_length} tokens"
+
+
 def indented(template: str, spaces: int = 16) -> str:
     """Indent every line after the first, empty ones excepted, as LLM-Adapters does by accident.
 

@@ -1,8 +1,12 @@
-"""What E2E, DART and DialogSum share: a source, several references, BLEU and ROUGE-L.
+"""The base of every task that writes a text of a source and is compared with references.
 
 Each pair of a source and a reference is a training record; each source is one test record with all
-of its references. Scores are those of `text_metrics`: corpus BLEU (0 to 100) and the mean ROUGE-L
+of its references. Scores are those of `metrics.texts`: corpus BLEU (0 to 100) and the mean ROUGE-L
 (0 to 1, the best reference of each record).
+
+E2E, DART and DialogSum are such tasks. Each says in its file where its records lie, what a record
+holds, and its prompt. LoRA-drop evaluates on them without saying how it asks, so their protocols
+are ours (`our_protocol`): greedy, at most 128 new tokens, loss on the reference and its EOS.
 """
 
 from __future__ import annotations
@@ -14,9 +18,10 @@ from typing import Any, ClassVar, Literal
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.records import Records, Source
+from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.metrics.texts import bleu, rouge_l
+from lightning_peft.datamodules.protocols import Protocol
 from lightning_peft.errors import UserError
 
 
@@ -26,6 +31,36 @@ class Referenced:
 
     source: str
     references: tuple[str, ...]
+
+
+def three_splits(
+    hub: str, train: Sequence[str], dev: Sequence[str], test: Sequence[str]
+) -> dict[str, Source]:
+    """Say where the splits of a data set lie.
+
+    Args:
+        hub: ``owner/name`` on the hub, where the dev split is called ``validation``.
+        train: Glob patterns of its files in a folder, the first that matches to be read.
+        dev: The same.
+        test: The same.
+    """
+    return {
+        "train": Source(tuple(train), hub, "train"),
+        "dev": Source(tuple(dev), hub, "validation"),
+        "test": Source(tuple(test), hub, "test"),
+    }
+
+
+def our_protocol(task: str, template: str, max_length: int) -> dict[str, Protocol]:
+    """Make a task's only protocol, ``<task>-ours``.
+
+    Args:
+        task: The task.
+        template: The prompt; ``{instruction}`` stands for the source.
+        max_length: Limit in tokens, prompt and reference together.
+    """
+    name = f"{task}-ours"
+    return {name: Protocol(name, template, "response", max_length, max_new_tokens=128)}
 
 
 class ReferencesDataModule(TextDataModule):
@@ -134,7 +169,7 @@ class ReferencesDataModule(TextDataModule):
                 f"data.data_dir {self.data_dir!r} holds no {' or '.join(source.files)} to train "
                 f"on; data.train_split: dev takes {dev[0].name}, which is there."
             )
-        records: Records = source.read(self.data_dir, self.cache_dir)
+        records = source.read(self.data_dir, self.cache_dir)
         place = ", ".join(map(str, source.there(self.data_dir))) or f"{source.hub} ({split})"
         found: dict[str, list[str]] = {}
         for number, record in enumerate(records, start=1):

@@ -11,19 +11,14 @@ import pytest
 from lightning_peft.datamodules import CommonsenseDataModule
 from lightning_peft.datamodules.commonsense import LABELS
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "commonsense"
 TRAINED = ["boolq", "ARC-Easy", "ARC-Challenge", "openbookqa"]
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(folder: Path | str, stage: str | None = None, **kwargs: Any) -> Any:
         options = {"max_length": 1000, "val_size": 8, "batch_size": 6} | kwargs
-        data = CommonsenseDataModule(
-            str(folder), tokenizer=tokenizer, cache_dir=str(tmp_path / "cache"), **options
-        )
-        data.setup(stage)
-        return data
+        return build_data(CommonsenseDataModule, folder, stage=stage, **options)
 
     return build_module
 
@@ -316,12 +311,9 @@ def test_limits_of_the_protocol_can_be_changed() -> None:
     assert data.protocols["droplora"].max_new_tokens == 2048
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/commonsense")
 @pytest.mark.filterwarnings("ignore:.*cut from the left")
-def test_real_records(build: Any, tokenizer: Any) -> None:
-    data = build(REAL, protocol="droplora", val_size=100, batch_size=16)
-    manifest = json.loads((REAL.parent / "MANIFEST.json").read_text())
-    assert manifest
+def test_real_records(build: Any, real: Any) -> None:
+    data = build(real("commonsense"), protocol="droplora", val_size=100, batch_size=16)
     assert data.counts["test"] == dict.fromkeys(LABELS, 400)
     assert data.counts["train"] + data.counts["val"] == 1119 + 3 * 1200
     for task, loader in zip(data.test_tasks, data.test_dataloader(), strict=True):

@@ -11,7 +11,6 @@ import pytest
 
 from lightning_peft.datamodules.dart import DartDataModule
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "nlg" / "dart"
 COLLEGE = [["Mars Hill", "JOINED", "1973"], ["[TABLECONTEXT]", "[TITLE]", "Élan"]]
 WOLVES = [["Newberry", "NICKNAME", "Wolves"]]
 
@@ -40,13 +39,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(folder: Path, stage: str | None = None, **kwargs: Any) -> DartDataModule:
         options = {"batch_size": 8, "val_size": 0, "group_by_length": False, **kwargs}
-        cache = str(tmp_path / "cache")
-        data = DartDataModule(str(folder), tokenizer=tokenizer, cache_dir=cache, **options)
-        data.setup(stage)
-        return data
+        return build_data(DartDataModule, folder, stage=stage, **options)
 
     return build_module
 
@@ -111,12 +107,11 @@ def test_the_hubs_schema_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.splits["train"].hub == "GEM/dart"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/nlg/dart")
-def test_real_records(build: Any) -> None:
-    manifest = json.loads((REAL.parents[1] / "MANIFEST.json").read_text())
-    counts = {entry["file"]: entry["records"] for entry in manifest}
-    data = build(REAL, train_split="dev", test_split="dev", val_size=40, max_length=1000)
+def test_real_records(build: Any, real: Any, real_counts: dict[str, int]) -> None:
+    data = build(
+        real("nlg/dart"), train_split="dev", test_split="dev", val_size=40, max_length=1000
+    )
     assert data.counts["test"] == {"dart": 40}
-    assert data.counts["train"] + 40 == counts["nlg/dart/dart-v1.1.1-full-dev.json"]
+    assert data.counts["train"] + 40 == real_counts["nlg/dart/dart-v1.1.1-full-dev.json"]
     trained = {e.prompt for e in data.train_examples()}
     assert not trained & {e.prompt for e in data.test_examples()["dart"]}

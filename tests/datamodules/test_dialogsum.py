@@ -11,7 +11,6 @@ import pytest
 
 from lightning_peft.datamodules.dialogsum import DialogSumDataModule
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "nlg" / "dialogsum"
 DIALOGUE = "#Person1#: Wet é?\n#Person2#: Yes."
 OTHER = "#Person1#: Who is it that comes to see us this late?\n#Person2#: Nobody at all."
 THREE = {"summary1": "It is wet.", "summary2": "They say it is wet.", "summary3": "Wet, yes."}
@@ -32,13 +31,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(folder: Path, stage: str | None = None, **kwargs: Any) -> DialogSumDataModule:
         options = {"batch_size": 4, "val_size": 0, **kwargs}
-        cache = str(tmp_path / "cache")
-        data = DialogSumDataModule(str(folder), tokenizer=tokenizer, cache_dir=cache, **options)
-        data.setup(stage)
-        return data
+        return build_data(DialogSumDataModule, folder, stage=stage, **options)
 
     return build_module
 
@@ -90,11 +86,8 @@ def test_rows_of_the_hubs_test_set_are_joined(monkeypatch: pytest.MonkeyPatch) -
     assert [e.expected for e in tests] == [list(THREE.values())]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/nlg/dialogsum")
-def test_real_records(build: Any) -> None:
-    manifest = json.loads((REAL.parents[1] / "MANIFEST.json").read_text())
-    counts = {entry["file"]: entry["records"] for entry in manifest}
-    data = build(REAL, train_split="dev", max_length=4000)
-    assert data.counts["train"] == counts["nlg/dialogsum/dialogsum.dev.jsonl"]
-    assert data.counts["test"] == {"dialogsum": counts["nlg/dialogsum/dialogsum.test.jsonl"]}
+def test_real_records(build: Any, real: Any, real_counts: dict[str, int]) -> None:
+    data = build(real("nlg/dialogsum"), train_split="dev", max_length=4000)
+    assert data.counts["train"] == real_counts["nlg/dialogsum/dialogsum.dev.jsonl"]
+    assert data.counts["test"] == {"dialogsum": real_counts["nlg/dialogsum/dialogsum.test.jsonl"]}
     assert {len(e.expected) for e in data.test_examples()["dialogsum"]} == {3}

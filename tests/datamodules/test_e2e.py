@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 
 from lightning_peft.datamodules.e2e import E2EDataModule
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data" / "nlg" / "e2e"
 CITY, RIVER, EAST = "name[A], area[city]", "name[B], area[riverside]", "name[C], food[Thai, hot]"
 TRAIN = [(CITY, "A is in the city."), (RIVER, "B is by the é river."), (CITY, "The city has A.")]
 DEV = [(EAST, "C is hot."), (EAST, "C, Thai."), (CITY, "A!"), (RIVER, "B, at the river.")]
@@ -37,13 +35,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(folder: Path, stage: str | None = None, **kwargs: Any) -> E2EDataModule:
-        cache = str(tmp_path / "cache")
-        options = {"tokenizer": tokenizer, "cache_dir": cache, "batch_size": 8, "val_size": 0}
-        data = E2EDataModule(str(folder), **{**options, **kwargs})
-        data.setup(stage)
-        return data
+        options = {"batch_size": 8, "val_size": 0, **kwargs}
+        return build_data(E2EDataModule, folder, stage=stage, **options)
 
     return build_module
 
@@ -219,14 +214,11 @@ def test_the_hubs_schema_is_read(build: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [("GEM/e2e_nlg", split) for split in ("train", "validation", "test")]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/nlg/e2e")
-def test_real_records(build: Any) -> None:
-    manifest = json.loads((REAL.parents[1] / "MANIFEST.json").read_text())
-    counts = {entry["file"]: entry["records"] for entry in manifest}
-    data = build(REAL, train_split="dev", max_length=1000)
-    assert data.counts["train"] == counts["nlg/e2e/devset.csv"]
+def test_real_records(build: Any, real: Any, real_counts: dict[str, int]) -> None:
+    data = build(real("nlg/e2e"), train_split="dev", max_length=1000)
+    assert data.counts["train"] == real_counts["nlg/e2e/devset.csv"]
     tests = data.test_examples()["e2e"]
-    assert sum(len(e.expected) for e in tests) == counts["nlg/e2e/testset_w_refs.csv"]
+    assert sum(len(e.expected) for e in tests) == real_counts["nlg/e2e/testset_w_refs.csv"]
     assert len(tests) == len({e.prompt for e in tests}) == 57
     rows = [{"output": e.expected[0], "expected": e.expected} for e in tests]
     data.judge("e2e", rows)

@@ -4,8 +4,7 @@ import pytest
 
 from lightning_peft.datamodules.arithmetic.module import ArithmeticDataModule
 from lightning_peft.datamodules.commonsense import CommonsenseDataModule
-from lightning_peft.datamodules.loading.pairs import PairProtocol
-from lightning_peft.datamodules.protocols import Protocol, indented
+from lightning_peft.datamodules.protocols import PairProtocol, Protocol, indented
 
 QUESTION = "Is water wet?\n\nAnswer format: true/false"
 

@@ -1,4 +1,4 @@
-"""Arithmetic on the embedded model: problems, and the data module over them."""
+"""Generated arithmetic for the embedded model."""
 
 from lightning_peft.datamodules.arithmetic.module import ArithmeticDataModule
 

@@ -1,4 +1,4 @@
-"""Code: HumanEval and MBPP, run in a sandbox."""
+"""Code: training on instructions, tests on HumanEval and MBPP, whose answers run in a sandbox."""
 
 from lightning_peft.datamodules.code.module import CodeDataModule
 

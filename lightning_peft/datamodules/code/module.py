@@ -25,7 +25,7 @@ Protocols, as they are pinned here:
   answer, and nothing is packed. Its scores are lm-evaluation-harness's, which takes the exported
   adapter; the tests here ask as in training, and allow 512 new tokens (ours).
 
-An answer is the generation's python block, cut as `execution.extract_code` says.
+An answer is the generation's python block, cut as `programs.extract_code` says.
 """
 
 from __future__ import annotations
@@ -36,14 +36,11 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_peft.datamodules.base import TextDataModule
-from lightning_peft.datamodules.code.execution import (
-    Limits,
-    extract_code,
-    run_program,
-    run_programs,
-)
+from lightning_peft.datamodules.code.execution import run_program, run_programs
+from lightning_peft.datamodules.code.limits import Limits
 from lightning_peft.datamodules.code.programs import (
     MBPP_IDS,
+    extract_code,
     humaneval_program,
     mbpp_program,
     mbpp_prompt,

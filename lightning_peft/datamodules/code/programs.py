@@ -1,4 +1,4 @@
-"""The programs that HumanEval and MBPP are judged by: a solution and its task's tests.
+"""How a solution is taken out of a generation, and the programs it is judged by with its tests.
 
 * HumanEval (arXiv 2107.03374; https://github.com/openai/human-eval, ``execution.py``): the prompt
   ends in the open body of a function, which a completion goes on with; the program is both, the
@@ -19,6 +19,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+FENCED = re.compile(r"```([^\n`]*)\n(.*?)(?:```|\Z)", re.DOTALL)
+ORDER = {"python": 0, "python3": 0, "py": 0, "": 1}  # of a block's mark; others are no solution
+AFTER_SOLUTION = re.compile(r"^(?:if __name__|# Example usage|assert\b)", re.MULTILINE)
+
 _EVALPLUS = """
 2-4 6-9 11-12 14 16-20 56-59 61-72 74-75 77 79-80 82 84-106 108-109 111 113 116 118-120 123-133
 135 137-142 145 160-162 165-168 170-172 222-224 226-227 230 232-235 237-240 242 244-245 247
@@ -37,6 +41,20 @@ def _numbers(ranges: str) -> frozenset[int]:
 
 # MBPP's task ids by test set: its test split, and EvalPlus's choice.
 MBPP_IDS = {"mbpp": frozenset(range(11, 511)), "mbpp_evalplus": _numbers(_EVALPLUS)}
+
+
+def extract_code(output: str) -> str:
+    """Take the solution out of a generation.
+
+    That is the first fenced block marked as Python, else the first that bears no mark, else all of
+    it; a block that was never closed goes to the end. It is cut before the first line that begins
+    with ``if __name__``, ``# Example usage`` or ``assert``: indented ones belong to a function.
+    """
+    blocks = [(ORDER.get(mark.strip().lower(), 2), text) for mark, text in FENCED.findall(output)]
+    order, code = min(blocks, key=lambda block: block[0], default=(2, output))
+    code = code if order < 2 else output
+    cut = AFTER_SOLUTION.search(code)
+    return code[: cut.start()] if cut else code
 
 
 def humaneval_program(code: str, problem: Mapping[str, Any]) -> str:

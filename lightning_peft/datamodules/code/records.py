@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_peft.datamodules.loading.records import Records, Source
+from lightning_peft.datamodules.loading.files import Records
+from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.errors import UserError
 
 Turn = tuple[str, str]  # role and text

@@ -1,4 +1,4 @@
-"""Conversations, and MT-Bench."""
+"""Conversations to train on, and MT-Bench to test."""
 
 from lightning_peft.datamodules.conversation.module import ConversationDataModule
 

@@ -1,4 +1,4 @@
-"""GLUE."""
+"""Eight tasks of GLUE: texts and pairs of texts with labels."""
 
 from lightning_peft.datamodules.glue.module import GlueDataModule
 

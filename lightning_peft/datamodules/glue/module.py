@@ -21,10 +21,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_peft.datamodules.glue.records import TASKS, GlueFiles, spelled
+from lightning_peft.datamodules.glue.records import GlueFiles
+from lightning_peft.datamodules.glue.tasks import TASKS, spelled
 from lightning_peft.datamodules.labelled import LabelledDataModule
 from lightning_peft.datamodules.loading.arguments import known
-from lightning_peft.datamodules.loading.pairs import Labelled
+from lightning_peft.datamodules.loading.labelled import Labelled
 from lightning_peft.errors import UserError
 
 TRAIN, DEV = ("train",), ("dev", "validation")

@@ -1,4 +1,4 @@
-"""One's own records."""
+"""One's own records, in the forms in which people keep instructions."""
 
 from lightning_peft.datamodules.instruction.module import InstructionDataModule
 

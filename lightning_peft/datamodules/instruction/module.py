@@ -47,7 +47,8 @@ from lightning_peft.datamodules.instruction.forms import FIELDS, of_one_form, te
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.chats import Chat, ChatTemplate, read_chat
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.records import READERS, Records, Source, read_file
+from lightning_peft.datamodules.loading.files import READERS, Records, read_file
+from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.metrics.texts import rouge_l
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol
 from lightning_peft.errors import UserError

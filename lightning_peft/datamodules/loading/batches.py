@@ -2,7 +2,8 @@
 
 A data set here answers a whole batch at once (``__getitems__``, which `DataLoader` prefers), makes
 the batch itself (``collate``), and says how many target tokens rows hold (``count_targets``)
-without fetching them, which is how the loader weighs an accumulation window in advance.
+without fetching them. From that the loader weighs an accumulation window in advance; `loader` says
+how the count reaches the loss.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TrainingData(Protocol):
         ...
 
     def count_targets(self, indices: Sequence[int]) -> int:
-        """Count the labels of rows that a causal model predicts."""
+        """Count what the loss is a mean over: a causal model's predicted labels, or one a row."""
         ...
 
     def lengths(self) -> np.ndarray | None:

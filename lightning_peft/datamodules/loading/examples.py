@@ -1,25 +1,21 @@
-"""From texts to token ids: what is encoded, where it is cut, and the cache that keeps it."""
+"""Prompts with responses: what is encoded of them, and where it is cut."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_peft.datamodules.loading.cache import cached_columns, tokenizer_fingerprint
 from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-# Raise it when `encode` changes, so that what was cached before is not read again.
-ENCODING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -129,19 +125,6 @@ class Encoder:
         return tokenizer_fingerprint(self.tokenizer, self.prefix, self.eos_id, self.max_length)
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, *more: Any) -> str:
-    """Identify a tokenizer, and what else (in any form that JSON holds) encodings depend on."""
-    if tokenizer.is_fast:
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Set by each call's arguments; they say nothing about the tokenizer.
-        content.pop("truncation", None)
-        content.pop("padding", None)
-    else:
-        content = {"class": type(tokenizer).__name__, **tokenizer.get_vocab()}
-    known = [ENCODING_VERSION, content, *more]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
 def encode_cached(
     encoder: Encoder, examples: Sequence[Example], with_response: bool, cache_dir: str | Path | None
 ) -> Dataset:
@@ -171,59 +154,6 @@ def encode_cached(
     return cached_columns(encode, len(examples), digest.hexdigest()[:32], cache_dir)
 
 
-def cached_columns(
-    encode: Callable[[list[int]], dict[str, list[Any]]],
-    count: int,
-    key: str,
-    cache_dir: str | Path | None,
-) -> Dataset:
-    """Make the columns of ``count`` rows, or read those that an earlier run made under a key.
-
-    The library writes to a temporary file and moves it into its place, so that a run killed here
-    leaves nothing half-written.
-
-    Args:
-        encode: Makes the columns of the rows with some positions.
-        count: How many rows there are.
-        key: Says everything the columns depend on.
-        cache_dir: The folder; None takes ``lightning_peft`` in the cache of `datasets`.
-
-    Returns:
-        The rows, in order of their positions.
-    """
-    import datasets
-
-    folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lightning_peft")
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_datasets():
-        return datasets.Dataset.from_dict({"position": range(count)}).map(
-            encode,
-            input_columns="position",
-            batched=True,
-            remove_columns="position",
-            cache_file_name=os.fspath(folder / f"{key}.arrow"),
-            load_from_cache_file=True,
-            new_fingerprint=key,
-        )
-
-
 def _texts(example: Example) -> list[str]:
     """Return prompts and responses in turn."""
     return [*itertools.chain.from_iterable(example.history), example.prompt, example.response]
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Silence `datasets`: a progress bar for each small file, and errors that are raised too."""
-    import datasets
-
-    silenced = datasets.are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not silenced:
-            datasets.enable_progress_bars()

@@ -4,6 +4,16 @@ Lightning keeps a loader's state only if it has ``state_dict``, and a shuffled `
 go on in the middle of an epoch. Here the order of an epoch is a pure function of (seed, epoch), so
 that two integers are the whole state. The loader draws from a generator of its own: the global
 stream belongs to dropout and masks, and must not depend on how data are loaded.
+
+The loss scale travels with the batches. Lightning divides a loss by the number of micro-batches in
+an accumulation window, and gradients are averaged over processes, though these hold different
+numbers of target tokens. So that a window's gradient is that of the mean over all of its targets,
+
+* a data set counts the targets of rows without fetching them (``count_targets`` in `batches`);
+* the loader, which knows the rows of a whole window on every process, adds them up, and puts the
+  sum into each batch of the window as ``num_target_tokens``;
+* the module divides each batch's summed loss by it and takes back what Lightning divides by
+  (``lightning_peft/modules/window.py``). No other number passes between the two.
 """
 
 from __future__ import annotations
@@ -24,9 +34,8 @@ class ResumableDataLoader(DataLoader[Any]):
 
     Each batch (a dict) is given ``num_target_tokens``, a 0-d integer tensor: the labels that are
     predicted in its whole accumulation window, over all processes. A batch's summed token losses
-    divided by it, times Lightning's ``accumulate_grad_batches`` (which the loss is divided by
-    again; also in a short last window) and the number of processes (over which gradients are
-    averaged), accumulate to the mean over the window's tokens exactly.
+    divided by it, times Lightning's ``accumulate_grad_batches`` (also in a short last window) and
+    the number of processes, accumulate to the mean over the window's tokens exactly.
 
     ``len`` is that of a whole epoch, also where only its rest is yielded: with it Lightning counts
     batches and does not prefetch, so that the position saved is that of the batch in work. A window

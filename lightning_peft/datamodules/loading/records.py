@@ -1,23 +1,26 @@
-"""Reading records by `datasets`, from a folder or the hub; errors name the file and the record.
+"""Where a task's records are, in a folder or on the hub; errors name the file and the record.
 
-A file is json (an array), jsonl, csv or parquet, by its name. Two forms of data are read: files
-in a folder whose layout is fixed (:class:`RecordFiles`), and whole data sets that lie in a folder
-or have a name on the hub (:class:`Source`).
+Two forms of data are read: data sets that lie in a folder or have a name on the hub
+(:class:`Source`), and files of a fixed layout in either (:class:`RecordFiles`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.datamodules.loading.examples import quiet_datasets
+from lightning_peft.datamodules.loading.files import (
+    Records,
+    checked,
+    one_sentence,
+    quiet_datasets,
+    read_file,
+    rows_of,
+)
 from lightning_peft.errors import UserError
-
-Records = list[dict[str, Any]]
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -89,86 +92,6 @@ def _from_hub(source: Source, cache_dir: str | None) -> Records:
     return data.to_list()
 
 
-def read_file(
-    path: str | Path, required: Sequence[str] = (), cache_dir: str | None = None
-) -> Records:
-    """Read a file of records.
-
-    Args:
-        path: A json, jsonl, csv or parquet file.
-        required: Fields that every record has to hold something in.
-        cache_dir: Where `datasets` keeps what it read; None takes its own place.
-
-    Returns:
-        The records, in their order.
-
-    Raises:
-        UserError: If the file cannot be read, holds no record, or one without a required field.
-    """
-    reader = READERS.get(Path(path).suffix.lower())
-    if reader is None:
-        raise UserError(f"{path} is none of {', '.join(READERS)}.")
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist.")
-    return checked(_load(lambda: _rows(reader, str(path), cache_dir), str(path)), path, required)
-
-
-def checked(records: Records, place: str | Path, required: Sequence[str]) -> Records:
-    """Return records, or refuse them where one lacks a required field."""
-    for number, record in enumerate(records, start=1):
-        for field in required:
-            if record.get(field) is None:
-                found = ", ".join(k for k, v in record.items() if v is not None)
-                raise UserError(
-                    f"Record {number} of {place} has no {field!r}, only {found or 'empty fields'}."
-                )
-    return records
-
-
-def _load(load: Callable[[], Records], place: str) -> Records:
-    """Read a file, with an answer in one sentence where that fails."""
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        return load()
-    except (DatasetGenerationError, ValueError, StopIteration) as error:
-        empty = Path(place).is_file() and not Path(place).stat().st_size
-        if empty or isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            raise UserError(f"{place} holds no record.") from error
-        kind = {".csv": "csv", ".parquet": "parquet"}.get(Path(place).suffix.lower(), "JSON")
-        raise UserError(f"{place} is not {kind} ({_cause(error, place)}).") from error
-
-
-def _cause(error: Exception, place: str) -> str:
-    """Name the line that is broken."""
-    kind = Path(place).suffix.lower()
-    if kind in (".jsonl", ".json") and Path(place).is_file():
-        import json
-
-        content = Path(place).read_bytes()  # a line may be broken in its encoding
-        whole = kind == ".json" and content.lstrip()[:1] == b"["
-        for number, text in enumerate([content] if whole else content.split(b"\n"), start=1):
-            try:
-                json.loads(text.strip() or b"null")
-            except json.JSONDecodeError as broken:
-                line = broken.lineno + content[: content.find(text.strip())].count(b"\n")
-                return f"line {line if whole else number}: {broken.msg}, column {broken.colno}"
-            except ValueError as broken:
-                return str(broken) if whole else f"line {number}: {broken}"
-    return str(error.__cause__ or error).strip()
-
-
-def _rows(reader: str, path: str, cache_dir: str | None) -> Records:
-    import datasets
-
-    with quiet_datasets():
-        # `data_files` as a list: a path may hold characters of a glob pattern.
-        data = datasets.load_dataset(
-            reader, data_files=[_literal(path)], split="train", cache_dir=cache_dir
-        )
-    return data.to_list()
-
-
 class RecordFiles:
     """Files of JSON records, in a folder or in a data set on the hub.
 
@@ -207,7 +130,7 @@ class RecordFiles:
             UserError: If it is not JSON, holds no record, or one without a required field.
         """
         place = str(self.folder / file) if self.folder else f"{self.name}/{file}"
-        records = _load(lambda: self._load(file), place)
+        records = one_sentence(lambda: self._load(file), place)
         for number, record in enumerate(records, start=1):
             for field in required:
                 if not isinstance(record.get(field), str):
@@ -221,16 +144,12 @@ class RecordFiles:
         import datasets
 
         if self.folder is not None:
-            return _rows("json", str(self.folder / file), self.cache_dir)
+            return rows_of("json", str(self.folder / file), self.cache_dir)
         with quiet_datasets():
             data = datasets.load_dataset(
                 self.name, data_files=[file], split="train", cache_dir=self.cache_dir
             )
         return data.to_list()
-
-
-def _literal(path: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", path)
 
 
 def _hub_files(name: str) -> set[str] | None:

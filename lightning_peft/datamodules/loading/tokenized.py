@@ -246,7 +246,7 @@ class TokenizedDataModule(LightningDataModule):
         self.use_tokenizer(tokenizer)
         self._source, self._training, self._tests = source, None, None
 
-    def _report_cut(
+    def report_cut(
         self,
         split: str,
         cut: int,
@@ -255,6 +255,7 @@ class TokenizedDataModule(LightningDataModule):
         what: str = "prompts",
         where: str = "from the left",
     ) -> None:
+        """Count and say how many records of a split were over the limit, once for all of them."""
         self.counts.setdefault("cut", {})[split] = cut
         if cut:
             rank_zero_warn(

@@ -1,6 +1,6 @@
 r"""Answers of mathematics: how they are found in a text, and how those that are numbers are judged.
 
-Answers that are expressions are judged in `math_equivalence`. The rules are those of
+Answers that are expressions are judged in `equivalence`. The rules are those of
 
 * MetaMath (arXiv 2309.12284; https://github.com/meta-math/MetaMath, ``eval_gsm8k.py`` and
   ``eval_math.py``) for GSM8K and MATH: the answer follows the last ``The answer is: ``;

@@ -5,8 +5,8 @@ r"""Mathematics: training on MetaMathQA or GSM8K, tests on GSM8K, MATH, SVAMP an
 ``openai/gsm8k`` (``main``) and ``DigitalLearningGmbH/MATH-lighteval``, a copy of MATH with all
 subjects in one configuration; SVAMP and AQuA are LLM-Adapters' files, which are on no hub.
 
-``accuracy`` is by the protocol's rule, by which published scores were taken (`math_answers`,
-`math_equivalence`). Beside it, for GSM8K and MATH, ``math_verify`` is the share of answers that the
+``accuracy`` is by the protocol's rule, by which published scores were taken (`answers`,
+`equivalence`). Beside it, for GSM8K and MATH, ``math_verify`` is the share of answers that the
 library of that name finds equivalent to the gold answer; it judges all that follows the marker,
 and is not asked where that is the gold answer to the letter.
 

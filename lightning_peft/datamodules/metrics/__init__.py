@@ -1,1 +1,1 @@
-"""Metrics of texts and of labels."""
+"""Scores of predictions: `texts` compares with references, `labels` counts over processes."""

@@ -10,9 +10,7 @@ import pytest
 from lightning_peft.datamodules.code import execution
 from lightning_peft.datamodules.code import module as code_data
 from lightning_peft.datamodules.code.module import CodeDataModule
-from lightning_peft.datamodules.code.programs import MBPP_IDS, humaneval_program, mbpp_program
 
-REAL = Path(__file__).parents[3].parent / "shared" / "data"
 BELOW = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request."
@@ -34,35 +32,20 @@ MBPP = {
 Build = Callable[..., CodeDataModule]
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.suffix == ".jsonl"
-    text = "".join(json.dumps(r) + "\n" for r in records) if lines else json.dumps(records)
-    path.write_text(text)
-
-
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Build:
+def build(build_data: Any) -> Build:
     def make(folder: Path | str | None, stage: str = "fit", **kwargs: Any) -> CodeDataModule:
         options: dict[str, Any] = {"max_length": 1000, "val_size": 0, "batch_size": 4} | kwargs
-        data = CodeDataModule(
-            folder if folder is None else str(folder),
-            tokenizer=tokenizer,
-            cache_dir=str(tmp_path / "cache"),
-            **options,
-        )
-        if stage != "none":
-            data.setup(stage)
-        return data
+        return build_data(CodeDataModule, folder, stage=stage, **options)
 
     return make
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write(tmp_path / "d" / "humaneval" / "HumanEval.jsonl", [HUMANEVAL] * 2)
+def folder(tmp_path: Path, write_records: Any) -> Path:
+    write_records(tmp_path / "d" / "humaneval" / "HumanEval.jsonl", [HUMANEVAL] * 2)
     ids = [10, 11, 12, 510, 511, 602]
-    write(tmp_path / "d" / "mbpp" / "mbpp.jsonl", [{**MBPP, "task_id": n} for n in ids])
+    write_records(tmp_path / "d" / "mbpp" / "mbpp.jsonl", [{**MBPP, "task_id": n} for n in ids])
     return tmp_path / "d"
 
 
@@ -102,9 +85,9 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(("schema", "protocol"), ROWS)
 def test_a_row_token_for_token(
-    schema: str, protocol: str, build: Build, byte_ids: Any, tmp_path: Path
+    schema: str, protocol: str, build: Build, byte_ids: Any, tmp_path: Path, write_records: Any
 ) -> None:
-    write(tmp_path / "codefeedback" / "train.json", [RECORDS[schema]] * 2)
+    write_records(tmp_path / "codefeedback" / "train.json", [RECORDS[schema]] * 2)
     data = build(tmp_path, protocol=protocol)
     ids: list[int] = []
     labels: list[int] = []
@@ -119,14 +102,14 @@ def test_a_row_token_for_token(
 
 
 def test_other_languages_and_unanswered_questions_are_left_out_counted_and_said(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_records: Any
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(code_data, "rank_zero_info", said.append)
     languages = ["python", "sql", "Python", "c"]
     records = [{"query": f"q{i}", "answer": "a", "lang": name} for i, name in enumerate(languages)]
-    write(tmp_path / "codefeedback" / "CodeFeedback-Filtered-Instruction.jsonl", records)
-    write(
+    write_records(tmp_path / "codefeedback" / "CodeFeedback-Filtered-Instruction.jsonl", records)
+    write_records(
         tmp_path / "codefeedback" / "Code-Feedback.jsonl",
         [{"messages": CHAT}, {"messages": CHAT[:2]}, {"messages": CHAT[:4]}],
     )
@@ -156,10 +139,14 @@ def test_other_languages_and_unanswered_questions_are_left_out_counted_and_said(
     ],
 )
 def test_wrong_columns_are_named(
-    files: list[list[dict[str, Any]]], columns: str, build: Build, tmp_path: Path
+    files: list[list[dict[str, Any]]],
+    columns: str,
+    build: Build,
+    tmp_path: Path,
+    write_records: Any,
 ) -> None:
     for i, records in enumerate(files):
-        write(tmp_path / "codefeedback" / f"{i}.json", records)
+        write_records(tmp_path / "codefeedback" / f"{i}.json", records)
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         build(tmp_path)
     assert str(error.value) == (
@@ -168,8 +155,10 @@ def test_wrong_columns_are_named(
     )
 
 
-def test_messages_without_role_are_named(build: Build, tmp_path: Path) -> None:
-    write(tmp_path / "codefeedback" / "a.json", [{"messages": [{"from": "a", "value": "b"}]}])
+def test_messages_without_role_are_named(build: Build, tmp_path: Path, write_records: Any) -> None:
+    write_records(
+        tmp_path / "codefeedback" / "a.json", [{"messages": [{"from": "a", "value": "b"}]}]
+    )
     with pytest.raises(
         ValueError, match=r"^Record 1 of codefeedback in .* has messages without ro"
     ):
@@ -216,20 +205,13 @@ def test_problems(protocol: str, build: Build, folder: Path, tokenizer: Any) -> 
     assert (data.protocol.max_new_tokens, data.protocol.temperature) == limits
 
 
-def test_the_lists_of_mbpp() -> None:
-    assert (len(MBPP_IDS["mbpp"]), len(MBPP_IDS["mbpp_evalplus"])) == (500, 378)
-    plus = sorted(MBPP_IDS["mbpp_evalplus"])
-    assert (plus[:8], plus[-3:], sum(plus)) == ([2, 3, 4, 6, 7, 8, 9, 11], [807, 808, 809], 156254)
-    assert {83, 115, 117, 143, 783}.isdisjoint(plus)  # of those that version 0.2.0 removed
-
-
 WHOLE = (
     "Sure:\n```python\ndef half(x):\n    return math.floor(x / 2)\n\nassert half(2) == 9\n```\nSo."
 )
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 
 
-def test_judgement(build: Build) -> None:
+def test_judgement(build: Build, reason: Any) -> None:
     data = build(None, "none", seconds=30)
     outputs = {
         "humaneval": {
@@ -264,19 +246,6 @@ def test_judgement(build: Build) -> None:
         assert "assert" not in rows[4]["extracted"] if task == "humaneval" else True
 
 
-def test_programs() -> None:
-    tests = "def check(candidate):\n    assert candidate(3) == 1\n    assert candidate(8) == 4\n"
-    body, whole = "    return x // 2\n", "def half(x):\n    return x // 2\n"
-    problem: dict[str, Any] = HUMANEVAL
-    stub = problem["prompt"]
-    assert humaneval_program(body, problem) == f"{stub}{body}\n{tests}\ncheck(half)\n"
-    assert humaneval_program(whole, problem) == f"{stub}\n{whole}\n{tests}\ncheck(half)\n"
-    setup = {"test_setup_code": "root = Node(1)", "test_list": ["assert f(root)", "assert f(1)"]}
-    assert mbpp_program("class Node: …", setup) == (
-        "class Node: …\nroot = Node(1)\nassert f(root)\nassert f(1)\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -294,8 +263,6 @@ def test_wrong_arguments_get_one_sentence(arguments: dict[str, Any], message: st
 
 # Real records -------------------------------------------------------------------------------------
 
-real = pytest.mark.skipif(not (REAL / "code").is_dir(), reason="no ../shared/data/code")
-
 
 def judged(data: CodeDataModule, task: str, answer: Callable[[Any], str], step: int = 1) -> Any:
     examples = data._problems(task)[::step]
@@ -307,57 +274,52 @@ def judged(data: CodeDataModule, task: str, answer: Callable[[Any], str], step: 
     return rows
 
 
-@real
-def test_real_records(build: Build) -> None:
-    manifest = json.loads((REAL / "MANIFEST.json").read_text())
-    counts = {entry["file"].removeprefix("code/"): entry["records"] for entry in manifest}
-    data = build(REAL / "code", "none", allow_code_execution=True)
+def test_real_records(build: Build, real: Any, real_counts: dict[str, int]) -> None:
+    counts = {file.removeprefix("code/"): n for file, n in real_counts.items()}
+    data = build(real("code"), "none", allow_code_execution=True)
     assert {task: len(data._problems(task)) for task in code_data.TASKS} == {
         "humaneval": counts["humaneval/HumanEval.jsonl"],
         "mbpp": 500,
         "mbpp_evalplus": 378,
     }
     assert counts["mbpp/mbpp.jsonl"] == 974
-    evol = build(REAL / "code", "none", train_on="evol_instruct_code").train_examples()
+    evol = build(real("code"), "none", train_on="evol_instruct_code").train_examples()
     assert len(evol) == counts["evol_instruct_code/train.json"]
-    chats = build(REAL / "code", "none", train_on="codefeedback_chats").train_examples()
+    chats = build(real("code"), "none", train_on="codefeedback_chats").train_examples()
     assert (len(chats), len(chats[0].history)) == (1, 1)
-    filtered = build(REAL / "code", "none")
+    filtered = build(real("code"), "none")
     assert filtered.train_examples() == []  # its one record is SQL
     assert filtered.counts["not_in_python"] == 1
 
 
-def solutions(task: str) -> dict[Any, str]:
+def solutions(folder: Path, task: str) -> dict[Any, str]:
     file = {"humaneval": "humaneval/HumanEval.jsonl", "mbpp": "mbpp/mbpp.jsonl"}[task]
     column = {"humaneval": "canonical_solution", "mbpp": "code"}[task]
-    lines = (REAL / "code" / file).read_text(encoding="utf-8").splitlines()
+    lines = (folder / file).read_text(encoding="utf-8").splitlines()
     return {r["task_id"]: r[column] for r in map(json.loads, lines)}
 
 
-@real
 @pytest.mark.parametrize("repeats", [False, True])
-def test_humaneval_solutions_pass(repeats: bool, build: Build) -> None:
-    known = solutions("humaneval")
+def test_humaneval_solutions_pass(repeats: bool, build: Build, real: Any) -> None:
+    known = solutions(real("code"), "humaneval")
 
     def answer(problem: dict[str, Any]) -> str:
         text = known[problem["task_id"]]
         return f"```python\n{problem['prompt']}{text}\n```" if repeats else text
 
-    rows = judged(build(REAL / "code", "none"), "humaneval", answer, step=3 if repeats else 1)
+    rows = judged(build(real("code"), "none"), "humaneval", answer, step=3 if repeats else 1)
     assert [r["expected"]["task_id"] for r in rows if not r["correct"]] == []
 
 
-@real
 @pytest.mark.slow
-def test_mbpp_solutions_pass(build: Build) -> None:
-    known = solutions("mbpp")
-    rows = judged(build(REAL / "code", "none"), "mbpp", lambda p: known[p["task_id"]])
+def test_mbpp_solutions_pass(build: Build, real: Any) -> None:
+    known = solutions(real("code"), "mbpp")
+    rows = judged(build(real("code"), "none"), "mbpp", lambda p: known[p["task_id"]])
     # It looks for amicable numbers below a limit in half a minute.
     assert [r["expected"]["task_id"] for r in rows if not r["correct"]] in ([], [123])
 
 
-@real
-def test_other_problems_solutions_fail(build: Build) -> None:
-    known = solutions("mbpp")
-    rows = judged(build(REAL / "code", "none"), "mbpp", lambda p: known[p["task_id"] + 1], step=20)
+def test_other_problems_solutions_fail(build: Build, real: Any) -> None:
+    known = solutions(real("code"), "mbpp")
+    rows = judged(build(real("code"), "none"), "mbpp", lambda p: known[p["task_id"] + 1], step=20)
     assert sum(r["correct"] for r in rows) == 0

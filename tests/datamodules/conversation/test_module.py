@@ -14,7 +14,6 @@ from lightning_peft.datamodules.conversation.module import ConversationDataModul
 from lightning_peft.datamodules.conversation.mt_bench import TEMPERATURES, read_answers
 from lightning_peft.modules import CausalLMModule, causal_lm
 
-REAL = Path(__file__).parents[3].parent / "shared" / "data" / "conversation"
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions."
@@ -40,35 +39,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(
         folder: Path | str | None, stage: str | None = None, *records: Any, **kwargs: Any
     ) -> ConversationDataModule:
         if records:
             (Path(str(folder)) / "train.json").write_text(json.dumps(records))
-        cache = str(tmp_path / "cache")
-        options = {"tokenizer": tokenizer, "cache_dir": cache, "val_size": 0, **kwargs}
-        data = ConversationDataModule(None if folder is None else str(folder), **options)
-        data.setup(stage)
-        return data
+        options = {"val_size": 0, **kwargs}
+        return build_data(ConversationDataModule, folder, stage=stage, **options)
 
     return build_module
 
 
-def row_of(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-    ids = [token for piece, _ in pieces for token in piece]
-    return ids, [token if loss else -100 for piece, loss in pieces for token in piece]
-
-
-def only_row(data: ConversationDataModule) -> tuple[list[int], list[int]]:
-    batch = next(iter(data.train_dataloader()))
-    return batch["input_ids"].tolist()[0], batch["labels"].tolist()[0]
-
-
 @pytest.mark.parametrize("system", ["", "Be é."])
-def test_a_row_token_for_token(system: str, build: Any, folder: Path, byte_ids: Any) -> None:
+def test_a_row_token_for_token(
+    system: str, build: Any, folder: Path, byte_ids: Any, only_row: Any, joined_row: Any
+) -> None:
     data = build(folder, "fit", chat("Hi {instruction}", "Ho é", "Bye", "So\nlong", system=system))
-    assert only_row(data) == row_of(
+    assert only_row(data) == joined_row(
         [
             (byte_ids(f"{system or SYSTEM} USER: Hi {{instruction}} ASSISTANT:"), False),
             ([*byte_ids(" Ho é"), 2], True),
@@ -97,7 +85,12 @@ def test_a_row_token_for_token(system: str, build: Any, folder: Path, byte_ids: 
     ],
 )  # fmt: skip
 def test_which_answers_are_learnt(
-    record: dict[str, Any], responses: list[str], build: Any, folder: Path, byte_ids: Any
+    record: dict[str, Any],
+    responses: list[str],
+    build: Any,
+    folder: Path,
+    byte_ids: Any,
+    only_row: Any,
 ) -> None:
     expected = [[*byte_ids(response), 2] for response in responses]
     _, labels = only_row(build(folder, "fit", record))
@@ -250,12 +243,9 @@ def test_missing_data_and_questions_are_named(build: Any, folder: Path, tmp_path
         build(folder, "test")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/conversation")
 @pytest.mark.filterwarnings("ignore:.*(cut from the left|left out)")
-def test_real_records(build: Any) -> None:
-    manifest = json.loads((REAL.parent / "MANIFEST.json").read_text())
-    counts = {entry["file"]: entry["records"] for entry in manifest}
-    data = build(REAL, None, max_length=30000)
-    assert data.counts["train"] == counts["conversation/sharegpt/train.json"]
+def test_real_records(build: Any, real: Any, real_counts: dict[str, int]) -> None:
+    data = build(real("conversation"), None, max_length=30000)
+    assert data.counts["train"] == real_counts["conversation/sharegpt/train.json"]
     assert data.counts["test"] == dict.fromkeys(TEMPERATURES, 10)
-    assert sum(data.counts["test"].values()) == counts["conversation/mt_bench/question.jsonl"]
+    assert sum(data.counts["test"].values()) == real_counts["conversation/mt_bench/question.jsonl"]

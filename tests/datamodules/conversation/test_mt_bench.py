@@ -10,7 +10,6 @@ import pytest
 from lightning_peft.datamodules.conversation import mt_bench
 from lightning_peft.datamodules.conversation.mt_bench import Answer, Question
 
-REAL = Path(__file__).parents[3].parent / "shared" / "data" / "conversation" / "mt_bench"
 TEMPLATES = {
     "pair-v2": ("Compare.", "{question} {answer_a} {answer_b}"),
     "single-v1": ("Help.", "Rate.\n[Q]\n{question}\n[A]\n{answer}\n[End]"),
@@ -250,13 +249,13 @@ def test_missing_file(data_dir: Path, file: str) -> None:
         tasks_of(data_dir)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/conversation/mt_bench")
-def test_real_data(tmp_path: Path) -> None:
-    questions = mt_bench.read_questions(REAL / "question.jsonl")
+def test_real_data(tmp_path: Path, real: Any) -> None:
+    folder = real("conversation/mt_bench")
+    questions = mt_bench.read_questions(folder / "question.jsonl")
     assert list(questions) == list(range(81, 161))
     assert {question.category for question in questions.values()} == set(mt_bench.TEMPERATURES)
     lines = [mt_bench.answer_line(i, "mine", [f"one {i}", f"two {i}"]) for i in questions]
-    tasks = mt_bench.judge_tasks(REAL, write(tmp_path / "answers.jsonl", lines), "judge")
+    tasks = mt_bench.judge_tasks(folder, write(tmp_path / "answers.jsonl", lines), "judge")
     assert len({task["digest"] for task in tasks}) == len(tasks) == 160
     counts = {name: sum(t["prompt"] == name for t in tasks) for name in mt_bench.PROMPTS}
     assert list(counts.values()) == [50, 50, 30, 30]

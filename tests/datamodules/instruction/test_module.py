@@ -11,23 +11,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_peft.datamodules.instruction.module import InstructionDataModule
 from lightning_peft.models.generation import generate
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# As Llama 2's: BOS and EOS around each pair, the system's message within the first question.
-PAIRED = (
-    "{% set system = '' %}{% for m in messages %}"
-    "{% if m.role == 'system' %}{% set system = m.content %}{{ '<<' + m.content + '>>' }}"
-    "{% elif m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{}\n\n### Response:\n"
@@ -74,40 +62,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Any:
+def build(build_data: Any) -> Any:
     def build_module(
         data_dir: Path | str, stage: str | None = "fit", **kwargs: Any
     ) -> InstructionDataModule:
-        cache = str(tmp_path / "cache")
-        options = {"tokenizer": tokenizer, "cache_dir": cache, "group_by_length": False}
-        data = InstructionDataModule(str(data_dir), **{**options, **kwargs})
-        data.setup(stage)
-        return data
+        options = {"group_by_length": False, **kwargs}
+        return build_data(InstructionDataModule, data_dir, stage=stage, **options)
 
     return build_module
-
-
-@pytest.fixture
-def chatml(make_tokenizer: Any) -> Any:
-    tokenizer = make_tokenizer()
-    tokens = [AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")]
-    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-def only_row(data: InstructionDataModule) -> tuple[list[int], list[int]]:
-    batch = next(iter(data.train_dataloader()))
-    assert batch["input_ids"].shape[0] == 1
-    assert batch["num_target_tokens"].item() == (batch["labels"][:, 1:] >= 0).sum()
-    return batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
-
-
-def expected_row(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-    """Join ids that do and do not carry loss."""
-    ids = [token for piece, _ in pieces for token in piece]
-    labels = [token if loss else -100 for piece, loss in pieces for token in piece]
-    return ids, labels
 
 
 FORMS = {
@@ -143,7 +105,13 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_each_form_token_for_token(
-    name: str, build: Any, byte_ids: Any, tmp_path: Path, said: list[str]
+    name: str,
+    build: Any,
+    byte_ids: Any,
+    tmp_path: Path,
+    said: list[str],
+    only_row: Any,
+    joined_row: Any,
 ) -> None:
     record, pairs = FORMS[name]
     path = write(tmp_path / "own.jsonl", record)
@@ -152,22 +120,30 @@ def test_each_form_token_for_token(
         for prompt, response in pairs
         for piece in ((byte_ids(prompt), False), ([*byte_ids(response), 2], True))
     ]
-    assert only_row(build(path)) == expected_row(pieces)
+    assert only_row(build(path)) == joined_row(pieces)
     assert said == [f"data: 1 records in the {name.split()[0]} form ({path})"]
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
 def test_files_of_each_kind(
-    kind: str, build: Any, byte_ids: Any, tmp_path: Path, said: list[str]
+    kind: str,
+    build: Any,
+    byte_ids: Any,
+    tmp_path: Path,
+    said: list[str],
+    only_row: Any,
+    joined_row: Any,
 ) -> None:
     path = write(tmp_path / f"train.{kind}", {"instruction": "Add", "output": "2"})
-    expected = expected_row([(byte_ids(ALPACA("Add")), False), ([*byte_ids("2"), 2], True)])
+    expected = joined_row([(byte_ids(ALPACA("Add")), False), ([*byte_ids("2"), 2], True)])
     assert only_row(build(path)) == expected
     assert only_row(build(tmp_path)) == expected  # the folder
     assert said == [f"data: 1 records in the instruction form ({path})"] * 2
 
 
-def test_a_hub_name_is_read(build: Any, monkeypatch: pytest.MonkeyPatch, byte_ids: Any) -> None:
+def test_a_hub_name_is_read(
+    build: Any, monkeypatch: pytest.MonkeyPatch, byte_ids: Any, only_row: Any
+) -> None:
     def from_hub(source: Any, cache_dir: str | None) -> list[dict[str, Any]]:
         assert (source.hub, source.split) == ("some/data", "train")
         return [{"prompt": "Q", "completion": "A"}]
@@ -209,12 +185,14 @@ def test_splits_and_configuration_of_the_hub(build: Any, monkeypatch: pytest.Mon
     assert data.test_tasks == ["test_10"]
 
 
-def test_columns_are_mapped(build: Any, byte_ids: Any, tmp_path: Path) -> None:
+def test_columns_are_mapped(
+    build: Any, byte_ids: Any, tmp_path: Path, only_row: Any, joined_row: Any
+) -> None:
     record = {"question": "Add", "context": "1", "answer": "2", "text": "none"}
     columns = {"instruction": "question", "input": "context", "output": "answer"}
     data = build(write(tmp_path / "own.json", record), columns=columns)
     pieces = [(byte_ids(ALPACA_WITH_INPUT("Add", "1")), False), ([*byte_ids("2"), 2], True)]
-    assert only_row(data) == expected_row(pieces)
+    assert only_row(data) == joined_row(pieces)
 
 
 @pytest.mark.parametrize(
@@ -225,78 +203,24 @@ def test_columns_are_mapped(build: Any, byte_ids: Any, tmp_path: Path) -> None:
     ],
 )
 def test_ones_own_template(
-    template: str, prompt: str, build: Any, byte_ids: Any, tmp_path: Path
+    template: str,
+    prompt: str,
+    build: Any,
+    byte_ids: Any,
+    tmp_path: Path,
+    only_row: Any,
+    joined_row: Any,
 ) -> None:
     path = write(tmp_path / "a.json", {"instruction": "Add {input}", "input": "1", "output": "2"})
     data = build(path, template=template)
     pieces = [(byte_ids(prompt), False), ([*byte_ids("2"), 2], True)]
-    assert only_row(data) == expected_row(pieces)
+    assert only_row(data) == joined_row(pieces)
     assert (data.protocol.name, data.protocol.template) == ("own template", template)
-
-
-def test_a_chat_template_token_for_token(build: Any, chatml: Any, tmp_path: Path) -> None:
-    def ids(text: str) -> list[int]:
-        return chatml(text, add_special_tokens=False)["input_ids"]
-
-    path = write(tmp_path / "own.jsonl", {"messages": CHAT})
-    data = build(path, tokenizer=chatml, chat_template=True)
-    first = (
-        "<|im_start|>system\nBe é.<|im_end|>\n<|im_start|>user\nHi {input}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
-    second = "\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
-    pieces = [
-        (ids(first), False),
-        (ids("Ho<|im_end|>"), True),
-        (ids(second), False),
-        (ids("So\nlong<|im_end|>"), True),
-    ]
-    row = only_row(data)
-    assert row == expected_row(pieces)
-    whole = chatml.apply_chat_template(CHAT, tokenize=False)
-    assert chatml.decode(row[0]) == whole.rstrip("\n")
-    assert (data.protocol.name, data.protocol.stop) == ("chat template", ("<|im_end|>",))
-
-
-def test_a_chat_template_with_bos_and_eos(build: Any, make_tokenizer: Any, tmp_path: Path) -> None:
-    tokenizer = make_tokenizer(adds_bos=True)
-    tokenizer.chat_template = PAIRED
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    path = write(tmp_path / "own.jsonl", {"messages": CHAT[1:]})
-    data = build(path, tokenizer=tokenizer, chat_template=True)
-    pieces = [
-        (ids("<s>[INST] Hi {input} [/INST]"), False),
-        (ids(" Ho </s>"), True),
-        (ids("<s>[INST] Bye [/INST]"), False),
-        (ids(" So\nlong </s>"), True),
-    ]
-    assert only_row(data) == expected_row(pieces)
-    assert data.protocol.stop == ()
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"instruction": "Add", "input": "1", "output": "2"},
-        {"prompt": "Add\n\n1", "completion": "2"},
-    ],
-)
-def test_other_forms_by_the_chat_template(
-    record: dict[str, str], build: Any, chatml: Any, tmp_path: Path
-) -> None:
-    data = build(write(tmp_path / "a.jsonl", record), tokenizer=chatml, chat_template=True)
-    ids, labels = only_row(data)
-    text = "<|im_start|>user\nAdd\n\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>"
-    assert chatml.decode(ids) == text
-    assert chatml.decode([token for token in labels if token >= 0]) == "2<|im_end|>"
 
 
 @pytest.mark.parametrize("by_template", [False, True])
 def test_a_test_prompt_is_what_stands_before_the_last_answer_in_training(
-    by_template: bool, build: Any, chatml: Any, tmp_path: Path
+    by_template: bool, build: Any, chatml: Any, tmp_path: Path, only_row: Any
 ) -> None:
     path = write(tmp_path / "own.jsonl", {"messages": CHAT})
     data = build(path, None, tokenizer=chatml, chat_template=by_template, test_file=path)
@@ -450,34 +374,6 @@ def test_a_missing_file_is_named(build: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "own.jsonl", GOOD)
     with pytest.raises(ValueError, match=r"no\.csv does not exist"):
         build(path, val_file=str(tmp_path / "no.csv"))
-
-
-def test_a_tokenizer_without_chat_template_is_named(build: Any, tmp_path: Path) -> None:
-    path = write(tmp_path / "own.jsonl", GOOD)
-    with pytest.raises(
-        ValueError,
-        match=r"^data.chat_template is true, but the tokenizer '.*' has none; take an instruction-",
-    ):
-        build(path, chat_template=True)
-
-
-def test_a_chat_template_that_changes_earlier_turns_is_refused(
-    build: Any, chatml: Any, tmp_path: Path
-) -> None:
-    chatml.chat_template = CHATML.replace("{{ m.role }}", "{{ m.role if loop.last else '?' }}")
-    path = write(tmp_path / "own.jsonl", {"messages": CHAT})
-    with pytest.raises(ValueError, match=r"^(A conversation|Record 1 of .*) cannot be trained on"):
-        build(path, tokenizer=chatml, chat_template=True)
-
-
-def test_what_a_chat_template_refuses_is_said(build: Any, chatml: Any, tmp_path: Path) -> None:
-    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    chatml.chat_template = refusal + CHATML
-    path = write(tmp_path / "own.jsonl", {"messages": CHAT})
-    with pytest.raises(
-        ValueError, match=rf"^Record 1 of {path} is refused by the chat template: no system\.$"
-    ):
-        build(path, tokenizer=chatml, chat_template=True)
 
 
 def test_nothing_to_test_is_said(build: Any, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from lightning_peft.datamodules.math import module as math_data
 from lightning_peft.datamodules.math.module import MathDataModule
 
-REAL = Path(__file__).parents[3].parent / "shared" / "data"
 BELOW = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request."
@@ -30,13 +29,6 @@ QUESTION = "How {many}?\nTwo é"
 Build = Callable[..., MathDataModule]
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.suffix == ".jsonl"
-    text = "".join(json.dumps(r) + "\n" for r in records) if lines else json.dumps(records)
-    path.write_text(text)
-
-
 def read_records(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     return (
@@ -45,40 +37,36 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, write_records: Any) -> Path:
     """Six records of each data set; answers are 11 to 16, and A to E."""
     place, numbers = tmp_path / "data", range(11, 17)
     query = [{"query": QUESTION, "response": f"Add.\nThe answer is: {n}"} for n in numbers]
-    write(place / "metamathqa" / "MetaMathQA-395K.json", [{**r, "type": "GSM_SV"} for r in query])
+    write_records(
+        place / "metamathqa" / "MetaMathQA-395K.json", [{**r, "type": "GSM_SV"} for r in query]
+    )
     gsm8k = [{"question": QUESTION, "answer": f"1+1=<<1+1=2>>2\n#### 1,0{n}"} for n in numbers]
-    write(place / "gsm8k" / "train.jsonl", gsm8k)
-    write(place / "gsm8k" / "test.jsonl", gsm8k)
+    write_records(place / "gsm8k" / "train.jsonl", gsm8k)
+    write_records(place / "gsm8k" / "test.jsonl", gsm8k)
     solved = [
         {"problem": QUESTION, "solution": f"It is $\\boxed{{\\frac{{{n}}}{{17}}}}$."}
         for n in numbers
     ]
-    write(place / "MATH" / "test.jsonl", solved)
-    write(
+    write_records(place / "MATH" / "test.jsonl", solved)
+    write_records(
         place / "SVAMP" / "test.json",
         [{"instruction": QUESTION, "answer": f"{n}.0"} for n in numbers],
     )
-    write(place / "AQuA" / "test.json", [{"instruction": QUESTION, "answer": c} for c in "ABCDEA"])
+    write_records(
+        place / "AQuA" / "test.json", [{"instruction": QUESTION, "answer": c} for c in "ABCDEA"]
+    )
     return place
 
 
 @pytest.fixture
-def build(tokenizer: Any, tmp_path: Path) -> Build:
+def build(build_data: Any) -> Build:
     def make(folder: Path | str | None, stage: str | None = None, **kwargs: Any) -> MathDataModule:
         options: dict[str, Any] = {"max_length": 1000, "val_size": 0, "batch_size": 6} | kwargs
-        data = MathDataModule(
-            folder if folder is None else str(folder),
-            tokenizer=tokenizer,
-            cache_dir=str(tmp_path / "cache"),
-            **options,
-        )
-        if stage != "none":
-            data.setup(stage)
-        return data
+        return build_data(MathDataModule, folder, stage=stage, **options)
 
     return make
 
@@ -231,7 +219,7 @@ def test_without_the_library_its_metric_is_left_out_and_that_is_said_once(
 
 
 def test_what_does_not_lie_there(
-    build: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+    build: Build, folder: Path, monkeypatch: pytest.MonkeyPatch, write_records: Any
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(math_data, "rank_zero_info", said.append)
@@ -246,12 +234,14 @@ def test_what_does_not_lie_there(
         build(None, "test", protocol="llm_adapters", tasks=["AQuA"])
     with pytest.raises(ValueError, match=r"is no folder that holds a metamathqa/\*\.jsonl or meta"):
         build("/nowhere", "fit")
-    write(folder / "MATH" / "test.jsonl", [{"problem": "1?", "solution": "It is 1."}])
+    write_records(folder / "MATH" / "test.jsonl", [{"problem": "1?", "solution": "It is 1."}])
     with pytest.raises(
         ValueError, match=r"^Record 1 of MATH has no \\boxed answer in its solution"
     ):
         build(folder, "test")
-    write(folder / "metamathqa" / "MetaMathQA-395K.json", [{"question": "a", "response": "b"}])
+    write_records(
+        folder / "metamathqa" / "MetaMathQA-395K.json", [{"question": "a", "response": "b"}]
+    )
     with pytest.raises(ValueError, match=r"has no 'query', only question, response\.$"):
         build(folder, "fit")
 
@@ -287,17 +277,17 @@ def test_what_does_not_lie_there(
     ],
 )
 def test_a_gold_answer_that_nothing_can_equal_is_named(
-    file: str, record: dict[str, Any], message: str, build: Build, folder: Path
+    file: str, record: dict[str, Any], message: str, build: Build, folder: Path, write_records: Any
 ) -> None:
-    write(folder / file, [*read_records(folder / file)[:1], record])
+    write_records(folder / file, [*read_records(folder / file)[:1], record])
     task = file.partition("/")[0]
     protocol = "metamath" if task in ("gsm8k", "MATH") else "llm_adapters"
     with pytest.raises(ValueError, match=rf"^Record 2 of {task} .*{re.escape(message)}"):
         build(folder, "test", protocol=protocol, tasks=[task])
 
 
-def test_a_gold_answer_to_train_on_is_there(build: Build, folder: Path) -> None:
-    write(folder / "gsm8k" / "train.jsonl", [{"question": "a", "answer": "18"}])
+def test_a_gold_answer_to_train_on_is_there(build: Build, folder: Path, write_records: Any) -> None:
+    write_records(folder / "gsm8k" / "train.jsonl", [{"question": "a", "answer": "18"}])
     with pytest.raises(ValueError, match=r"^Record 1 of gsm8k has an answer that does not end in"):
         build(folder, "fit", train_on="gsm8k")
 
@@ -319,16 +309,13 @@ def test_wrong_arguments_get_one_sentence(arguments: dict[str, Any], message: st
     assert str(error.value) == message
 
 
-@pytest.mark.skipif(not (REAL / "math").is_dir(), reason="no ../shared/data/math")
-def test_real_records(build: Build) -> None:
-    manifest = json.loads((REAL / "MANIFEST.json").read_text())
-    counts = {entry["file"]: entry["records"] for entry in manifest}
+def test_real_records(build: Build, real: Any, real_counts: dict[str, int]) -> None:
     wrong = {"metamath": {}, "llm_adapters": {}}
     for protocol, scores in wrong.items():
-        data = build(REAL / "math", "none", protocol=protocol)
+        data = build(real("math"), "none", protocol=protocol)
         for task, examples in data.test_examples().items():
-            file = next(f for f in counts if f.startswith(f"math/{task}/test"))
-            assert len(examples) == counts[file]
+            file = next(f for f in real_counts if f.startswith(f"math/{task}/test"))
+            assert len(examples) == real_counts[file]
             gold = [e.expected for e in examples]
             data._verifies = True
             answers = [f"Thus. The answer is: {g}" for g in gold]
@@ -341,9 +328,9 @@ def test_real_records(build: Build) -> None:
             assert abs(scores[task]["accuracy"] - chance) < 4 * error
     sets = {"metamathqa": "metamathqa/rows.json", "gsm8k": "gsm8k/train.jsonl"}
     for train_on, file in sets.items():
-        data = build(REAL / "math", "none", train_on=train_on)
-        assert len(data.train_examples()) == counts[f"math/{file}"]
-    assert {e.task for e in build(REAL / "math", "none").train_examples()} == {
+        data = build(real("math"), "none", train_on=train_on)
+        assert len(data.train_examples()) == real_counts[f"math/{file}"]
+    assert {e.task for e in build(real("math"), "none").train_examples()} == {
         "MATH_AnsAug",
         "GSM_Rephrased",
         "GSM_FOBAR",

@@ -26,7 +26,7 @@ from lightning_peft.datamodules.dart import DartDataModule
 from lightning_peft.datamodules.dialogsum import DialogSumDataModule
 from lightning_peft.datamodules.e2e import E2EDataModule
 from lightning_peft.datamodules.glue.module import GlueDataModule
-from lightning_peft.datamodules.glue.records import TASKS
+from lightning_peft.datamodules.glue.tasks import TASKS
 from lightning_peft.datamodules.math.module import MathDataModule
 from lightning_peft.datamodules.math.records import with_marker
 from lightning_peft.datamodules.metrics.texts import bleu, rouge_l

@@ -1,0 +1,141 @@
+"""Files of records, and the one sentence for whatever is wrong with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.jsonl", "a.csv", "a.parquet", "a.JSON", "a[1]*.jsonl", "sub/a?.csv"]
+)
+def test_a_file_is_read_by_its_name(
+    name: str, read: Any, tmp_path: Path, texts: Any, write_rows: Any
+) -> None:
+    assert read(write_rows(tmp_path / name, texts), ["q", "n"]) == texts
+
+
+def test_a_changed_file_is_read_anew(
+    read: Any, tmp_path: Path, texts: Any, write_rows: Any
+) -> None:
+    assert read(write_rows(tmp_path / "a.json", texts)) == texts
+    assert read(write_rows(tmp_path / "a.json", texts[:1])) == texts[:1]
+
+
+def test_fields_that_a_record_lacks_are_none(read: Any, tmp_path: Path, write_rows: Any) -> None:
+    rows = read(write_rows(tmp_path / "a.json", [{"q": "one"}, {"q": "two", "n": 2}]), ["q"])
+    assert rows == [{"q": "one", "n": None}, {"q": "two", "n": 2}]
+
+
+def test_nested_fields_and_empty_lines_are_read(read: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"turns": [{"role": "user"}]}\n\n{"turns": []}\n')
+    assert read(path) == [{"turns": [{"role": "user"}]}, {"turns": []}]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "parquet"])
+def test_a_required_field_that_is_missing_is_named(
+    ending: str, read: Any, tmp_path: Path, texts: Any, write_rows: Any, refused: Any
+) -> None:
+    path = write_rows(tmp_path / f"a.{ending}", [*texts, {"q": None, "n": 4}])
+    with refused(f"Record 4 of {path} has no 'q', only n."):
+        read(path, ["n", "q"])
+    with refused(f"Record 1 of {path} has no 'answer', only q, n."):
+        read(path, ["q", "answer"])
+
+
+def test_a_record_without_any_field_is_named(
+    read: Any, tmp_path: Path, write_rows: Any, refused: Any
+) -> None:
+    path = write_rows(tmp_path / "a.json", [{"q": "one"}, {}])
+    with refused(f"Record 2 of {path} has no 'q', only empty fields."):
+        read(path, ["q"])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.json.gz"])
+def test_an_unknown_ending_is_refused(name: str, read: Any, tmp_path: Path, refused: Any) -> None:
+    (tmp_path / name).write_text("[]")
+    with refused(f"{tmp_path / name} is none of .json, .jsonl, .csv, .parquet."):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.parquet"])
+def test_a_missing_file_is_named(name: str, read: Any, tmp_path: Path, refused: Any) -> None:
+    with refused(f"{tmp_path / name} does not exist."):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b'{"q": 1}\n{"q": 2\n{"q": 3}\n', 2),
+        (b'{"q": 1}\n\n{"q": 2', 3),
+        (b'{"q": 1}\n{"q": "\xe4"}\n', 2),
+        (b"q,n\n1,2\n", 1),
+    ],
+)
+def test_a_broken_line_is_named(
+    text: bytes, line: int, name: str, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / name).write_bytes(text)
+    with refused(f"{tmp_path / name} is not JSON (line {line}: …)."):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b'[{"q": 1},\n {"q": 2\n]', 3),
+        (b'\n\n[{"q": 1},\n {"q" 2}]', 4),
+        (b'{"q": 1}\n{"q"', 2),  # lines under a json file's name
+    ],
+)
+def test_a_broken_line_of_an_array_is_named(
+    text: bytes, line: int, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / "a.json").write_bytes(text)
+    with refused(f"{tmp_path / 'a.json'} is not JSON (line {line}: …)."):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("a.json", b'[{"q": 1}, {"q"', "JSON"),
+        ("a.csv", b"q,n\n1,2\n1,2,3\n", "csv"),
+        ("a.csv", b"q\n\xe4\n", "csv"),
+        ("a.CSV", b"q\n\xe4\n", "csv"),
+        ("a.parquet", b"PAR1 but no more", "parquet"),
+    ],
+)
+def test_a_broken_file_is_named(
+    name: str, text: bytes, kind: str, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / name).write_bytes(text)
+    with refused(f"{tmp_path / name} is not {kind} (…)."):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", ""),
+        ("a.json", "[]"),
+        ("a.jsonl", ""),
+        ("a.jsonl", "\n\n"),
+        ("a.csv", "q,n\n"),
+        ("a.csv", ""),
+        ("a.parquet", ""),
+    ],
+)
+def test_a_file_without_records_is_refused(
+    name: str, text: str, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / name).write_text(text)
+    with refused(f"{tmp_path / name} holds no record."):
+        read(tmp_path / name)
