@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from lightning_peft.datamodules.loading.examples import Encoder
-from lightning_peft.datamodules.protocols import Protocol
+
+class Decoding(Protocol):
+    """How answers are decoded: what is read here of a benchmark's protocol."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of an answer."""
+
+    @property
+    def num_beams(self) -> int:
+        """Beams; 1 is greedy or sampled, by the temperature."""
+
+    @property
+    def temperature(self) -> float:
+        """0 decodes without sampling."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts at which an answer ends, beside EOS."""
 
 
-def generate(model: Any, batch: dict[str, Any], protocol: Protocol, encoder: Encoder) -> list[str]:
+class Tokens(Protocol):
+    """A tokenizer and its special tokens: what is read here of a data module's encoder."""
+
+    tokenizer: Any
+    pad_id: int
+    eos_id: int
+
+
+def generate(model: Any, batch: dict[str, Any], protocol: Decoding, encoder: Tokens) -> list[str]:
     """Answer left-padded prompts.
 
     Args:
         model: A causal language model of transformers.
         batch: With ``input_ids`` and ``attention_mask`` (batch, tokens), and ``prompt``, the texts.
         protocol: Says length, beams, temperature and stop texts.
-        encoder: Holds the tokenizer.
+        encoder: Holds the tokenizer, and says how rows are padded and end.
 
     Returns:
         The texts of the answers, without special tokens, cut before the first stop text.

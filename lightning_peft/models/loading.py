@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.plugins import MixedPrecision
-from torch.optim import Optimizer
 
 from lightning_peft.errors import UserError
 from lightning_peft.models.quantization import check_quantization, keep_exact, quantized
@@ -22,22 +18,46 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HEADS = ["score", "classifier", "pooler"]  # never quantized, since they train in full
 
 
-def check_model(name: str, dtype: str = "auto", quantization: str | None = None) -> None:
-    """Refuse a base model that cannot be loaded, before anything else needs it.
+@dataclass(frozen=True)
+class BaseSource:
+    """Where a base model comes from, and in which form its weights come.
 
-    Args:
+    Attributes:
         name: A folder or a hub name.
-        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        dtype: One of ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
+        attn_implementation: As in transformers; None for its choice.
         quantization: ``nf4``, ``int8`` or None.
+        device: Where quantized weights are made, and buffers of a base that is read in shares;
+            plain weights come on the CPU.
+    """
+
+    name: str
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    quantization: str | None = None
+    device: torch.device | str = "cpu"
+
+
+def check_dtype(name: str) -> None:
+    """Refuse a name of no dtype.
 
     Raises:
-        UserError: If the folder is none of a model, the hub's model is out of reach, ``dtype`` or
-            ``quantization`` is none of these, or quantizing needs a package that is absent.
+        UserError: If it is none of :data:`DTYPES`.
     """
-    check_quantization(quantization)
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    folder = Path(name)
+    if name not in DTYPES:
+        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+
+
+def check_model(source: BaseSource) -> None:
+    """Refuse a base model that cannot be loaded, before anything else needs it.
+
+    Raises:
+        UserError: If the folder is none of a model, the hub's model is out of reach, the dtype or
+            the quantization is none, or quantizing needs a package that is absent.
+    """
+    check_quantization(source.quantization)
+    check_dtype(source.dtype)
+    name, folder = source.name, Path(source.name)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
         raise UserError(f"model.model_name_or_path: the folder {name} does not exist.")
@@ -72,7 +92,7 @@ def _check_hub(name: str) -> None:
         elif "couldn't connect" in str(error).lower() or "offline" in str(error).lower():
             reason = "is no folder, is not in the local cache, and the hub cannot be reached"
         else:
-            reason = f"cannot be loaded: {_first_sentence(error)}"
+            reason = f"cannot be loaded: {first_sentence(error)}"
         raise UserError(f"model.model_name_or_path: {name} {reason.rstrip('.')}.") from error
 
 
@@ -83,131 +103,45 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, on one line."""
     return " ".join(str(error).split()).split(". ")[0]
 
 
-def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str, trainer: Trainer) -> None:
-    """Refuse an optimizer's or a schedule's wrong arguments before a model is loaded.
-
-    Args:
-        optimizer: Makes the optimizer from parameters.
-        lr_scheduler_type: Name of the schedule.
-        trainer: Whose precision and clipping the optimizer has to go with.
-
-    Raises:
-        UserError: If the optimizer refuses its arguments, there is no such schedule, or a fused
-            optimizer would have gradients scaled or not clipped.
-    """
-    from transformers import SchedulerType
-
-    names = [kind.value for kind in SchedulerType]
-    if lr_scheduler_type not in names:
-        near = difflib.get_close_matches(lr_scheduler_type, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}."
-        raise UserError(f"model.lr_scheduler_type: {lr_scheduler_type!r} is no schedule; {hint}")
-    try:
-        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        raise UserError(f"model.optimizer: {_first_sentence(error).rstrip('.')}.") from error
-    _check_fused(made, trainer)
-
-
-def _check_fused(optimizer: Optimizer, trainer: Trainer) -> None:
-    """Refuse a step that unscales gradients by itself where they are read or clipped before it."""
-    precision = trainer.precision_plugin
-    if not isinstance(precision, MixedPrecision) or not any(
-        group.get("fused") for group in optimizer.param_groups
-    ):
-        return
-    if precision.scaler is not None:
-        raise UserError(
-            "model.optimizer.fused: with trainer.precision 16-mixed a fused step unscales "
-            "gradients by itself, too late for what looks at them before; set it to false."
-        )
-    if trainer.gradient_clip_val:
-        raise UserError(
-            "model.optimizer.fused: with trainer.precision bf16-mixed Lightning clips no gradients "
-            "for a fused step; set it to false, or trainer.gradient_clip_val to null."
-        )
-
-
-def _compute_dtype(name: str, dtype: str) -> torch.dtype:
-    """The dtype in which a base's weights are loaded, where they are not quantized."""
-    from transformers import AutoConfig
-
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    saved = AutoConfig.from_pretrained(name).dtype
-    return torch.float32 if saved is None else saved
-
-
-def load_causal_lm(
-    name: str,
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    quantization: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Any:
+def load_causal_lm(source: BaseSource) -> Any:
     """Load a causal language model by ``AutoModelForCausalLM.from_pretrained``.
-
-    Args:
-        name: A folder or a hub name.
-        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: As in transformers.
-        quantization: ``nf4``, ``int8`` or None.
-        device: Where quantized weights are made; plain ones come on the CPU.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        UserError: If ``dtype`` is none of these, or the model cannot be loaded from there.
+        UserError: If the model cannot be loaded from there.
     """
     from transformers import AutoModelForCausalLM
 
-    check_model(name, dtype, quantization)
-    extra: dict[str, Any] = quantized(quantization, _compute_dtype(name, dtype), device)
-    if attn_implementation is not None:
-        extra["attn_implementation"] = attn_implementation
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **extra)
-    except OSError as error:
-        reason = _first_sentence(error).rstrip(".")
-        raise UserError(f"model.model_name_or_path: {name} cannot be loaded: {reason}.") from error
-    keep_exact(model)
-    return model.train()
+    check_model(source)
+    return _from_pretrained(AutoModelForCausalLM, source).train()
 
 
 def load_classifier(
-    name: str,
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    labels: Sequence[str] | None = None,
-    regression: bool = False,
-    quantization: str | None = None,
-    device: torch.device | str = "cpu",
+    source: BaseSource, labels: Sequence[str] | None = None, regression: bool = False
 ) -> tuple[Any, list[str]]:
     """Load a model with a classification head by ``AutoModelForSequenceClassification``.
 
     A head that the model brings is kept where its number of outputs fits.
 
     Args:
-        name: A folder or a hub name.
-        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: As in transformers.
+        source: Of the model; quantization leaves the head as it is.
         labels: Names of the classes; None leaves the number of outputs to the model.
         regression: One output, a score.
-        quantization: ``nf4``, ``int8`` or None; the head stays as it is.
-        device: Where quantized weights are made; plain ones come on the CPU.
 
     Returns:
         The model, in training mode, and the full names of the modules that make its head: whatever
         stands beside the base model, and a pooler that was not saved with it.
 
     Raises:
-        UserError: If ``dtype`` is none of these, the model cannot be loaded from there, has no
-            form that classifies, or lacks weights of the base model.
+        UserError: If the model cannot be loaded from there, has no form that classifies, or lacks
+            weights of the base model.
     """
     from transformers import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -215,34 +149,60 @@ def load_classifier(
         AutoModelForSequenceClassification,
     )
 
-    check_model(name, dtype, quantization)
-    config = AutoConfig.from_pretrained(name)
+    check_model(source)
+    config = AutoConfig.from_pretrained(source.name)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(
             f"model.model_name_or_path: transformers has no model for sequence classification of "
-            f"the type {config.model_type} of {name}."
+            f"the type {config.model_type} of {source.name}."
         )
     _set_labels(config, ["score"] if regression else labels, regression)
-    extra: dict[str, Any] = quantized(quantization, _compute_dtype(name, dtype), device, _HEADS)
-    if attn_implementation is not None:
-        extra["attn_implementation"] = attn_implementation
     with _quiet_loading():
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=config,
-                dtype=dtype,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **extra,
-            )
-        except OSError as error:
-            reason = _first_sentence(error).rstrip(".")
-            message = f"model.model_name_or_path: {name} cannot be loaded: {reason}."
-            raise UserError(message) from error
-    keep_exact(model)
+        model, report = _from_pretrained(
+            AutoModelForSequenceClassification,
+            source,
+            exact=_HEADS,
+            config=config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     fresh = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    return model.train(), _head_of(model, name, fresh)
+    return model.train(), _head_of(model, source.name, fresh)
+
+
+def _from_pretrained(
+    kind: Any, source: BaseSource, exact: list[str] | None = None, **options: Any
+) -> Any:
+    """What ``kind.from_pretrained`` gives, with an answer in one sentence where it fails.
+
+    Args:
+        kind: A class of transformers.
+        source: Of the model.
+        exact: Names of modules that are not quantized; the output layer when None.
+        options: More arguments of ``from_pretrained``.
+    """
+    extra = quantized(source.quantization, _compute_dtype(source), source.device, exact)
+    if source.attn_implementation is not None:
+        extra["attn_implementation"] = source.attn_implementation
+    try:
+        loaded = kind.from_pretrained(source.name, dtype=source.dtype, **extra, **options)
+    except OSError as error:
+        reason = first_sentence(error).rstrip(".")
+        raise UserError(
+            f"model.model_name_or_path: {source.name} cannot be loaded: {reason}."
+        ) from error
+    keep_exact(loaded[0] if isinstance(loaded, tuple) else loaded)
+    return loaded
+
+
+def _compute_dtype(source: BaseSource) -> torch.dtype:
+    """The dtype in which a base's weights are loaded, where they are not quantized."""
+    from transformers import AutoConfig
+
+    if source.dtype != "auto":
+        return getattr(torch, source.dtype)
+    saved = AutoConfig.from_pretrained(source.name).dtype
+    return torch.float32 if saved is None else saved
 
 
 def _set_labels(config: Any, labels: Sequence[str] | None, regression: bool) -> None:

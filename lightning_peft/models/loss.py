@@ -13,8 +13,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_peft.models.packing import model_inputs, one_row
+
 _CHUNK = 256  # rows; torch's automatic choice is six times slower at a large vocabulary
 _LOGITS = 2**25  # of a chunk, where the vocabulary is small enough for more rows
+
+
+class TargetLoss:
+    """The loss of a causal language model over a batch's targets, without logits if it can.
+
+    It can where the output layer alone makes the logits, which :func:`plain_head` and, once, the
+    first batch that has a target tell: some models scale or cap their logits afterwards.
+
+    Attributes:
+        without_logits: What that batch told; None before it.
+    """
+
+    def __init__(self) -> None:
+        self.without_logits: bool | None = None
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over target tokens, and their count.
+
+        Args:
+            model: A causal language model of transformers.
+            batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens).
+        """
+        head = None if self.without_logits is False else plain_head(model)
+        if head is None:
+            return token_loss(*target_logits(model, batch))
+        row = one_row(batch, model.config)
+        labels = row["labels"][:, 1:]
+        rows, positions = (labels != -100).nonzero(as_tuple=True)
+        asked = positions[: int(self.without_logits is None)]
+        hidden, logits = last_hidden(model, asked, **model_inputs(row))
+        if len(asked):
+            alone = F.linear(hidden[:, asked], head.weight, head.bias)
+            self.without_logits = torch.allclose(logits, alone, rtol=1e-2, atol=1e-3)
+        if self.without_logits is False:
+            return token_loss(*target_logits(model, batch))
+        loss = chunked_loss(hidden[rows, positions], head, labels[rows, positions])
+        return loss, torch.tensor(len(rows), device=labels.device)
+
+
+def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Logits (batch, kept, vocabulary) in float32, and targets (batch, kept) of which -100 is none.
+
+    Only positions at which some row has a target go through the output layer.
+
+    Args:
+        model: A causal language model of transformers.
+        batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens).
+    """
+    batch = one_row(batch, model.config)
+    labels = batch["labels"][:, 1:]
+    positions = (labels != -100).any(0).nonzero()[:, 0]
+    output = model(**model_inputs(batch), use_cache=False, logits_to_keep=positions)
+    return output.logits.float(), labels[:, positions]
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

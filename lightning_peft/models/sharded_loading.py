@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_peft import distributed
-from lightning_peft.models.loading import check_model
+from lightning_peft.models.loading import BaseSource, check_model
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -63,48 +65,60 @@ def stored_parameters(model: nn.Module) -> dict[str, Stored]:
     return {name: p.stored for name, p in named if hasattr(p, "stored")}
 
 
-def stored_causal_lm(
-    name: str,
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    quantization: str | None = None,
-    device: torch.device | str = "cpu",
-) -> Any:
+class ValuesMissing(Exception):
+    """An operation on a tensor failed, since it has no values yet."""
+
+
+class NameMissingValues(TorchFunctionMode):
+    """Within it, an operation that fails on a meta tensor raises :class:`ValuesMissing`.
+
+    One whose result is a meta tensor again does not fail. The first error is the cause of ours.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call an operation of torch, and look at what it was given where it fails."""
+        given = kwargs or {}
+        try:
+            return func(*args, **given)
+        except (NotImplementedError, RuntimeError) as error:
+            if any(isinstance(x, Tensor) and x.is_meta for x in tree_leaves((args, given))):
+                raise ValuesMissing from error
+            raise
+
+
+def stored_causal_lm(source: BaseSource) -> Any:
     """A causal language model whose parameters are on the meta device and know their file.
 
     Buffers are there, on the device; those of no file are computed as transformers computes them.
-
-    Args:
-        name: A folder or a hub name.
-        dtype: One of ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: As in transformers.
-        quantization: Must be None.
-        device: Where buffers go.
 
     Returns:
         The model, in training mode, with the random stream as it was.
 
     Raises:
-        ValueError: If the model cannot be loaded from there at all.
-        LoadsWhole: If files are none of safetensors', names or shapes in them are not the model's,
-            or something else than reading makes the model.
+        UserError: If the model cannot be loaded from there at all.
+        LoadsWhole: If it is to be quantized, files are none of safetensors', names or shapes in
+            them are not the model's, or something else than reading makes the model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    check_model(name, dtype, quantization)
+    check_model(source)
+    name = source.name
     config = AutoConfig.from_pretrained(name)
-    if dtype == "auto" and config.dtype is None:
+    dtype = config.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
+    if dtype is None:
         raise LoadsWhole("its configuration names no dtype")
-    if quantization is not None or getattr(config, "quantization_config", None) is not None:
+    if source.quantization is not None or getattr(config, "quantization_config", None) is not None:
         raise LoadsWhole("it is quantized")
-    extra: dict[str, Any] = {"dtype": config.dtype if dtype == "auto" else getattr(torch, dtype)}
-    if attn_implementation is not None:
-        extra["attn_implementation"] = attn_implementation
+    extra: dict[str, Any] = {"dtype": dtype}
+    if source.attn_implementation is not None:
+        extra["attn_implementation"] = source.attn_implementation
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **extra)
     _refuse_conversions(model)
     _attach_sources(model, _tensors_of(name))
-    _make_buffers(model, device)
+    _make_buffers(model, source.device)
     with contextlib.suppress(OSError):  # else the configuration's, which the model has
         model.generation_config = GenerationConfig.from_pretrained(name)
     return model.train()

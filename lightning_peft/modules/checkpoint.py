@@ -111,6 +111,21 @@ def restore_structure(
         raise UserError(
             "the checkpoint was not written by lightning_peft: it has no entry 'adapter'."
         )
+    _check_origin(saved, adapter)
+    adapter.restructure(model, saved["state"])
+    _same_layers(saved["layers"], list(adapter_layers(model)))
+    fit_ranks(model, checkpoint["state_dict"], prefix)
+    expected = {f"{prefix}{name}" for name in adapter_state_dict(model)}
+    differing = sorted(expected ^ checkpoint["state_dict"].keys())
+    if differing:
+        raise UserError(
+            f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors "
+            "in all); give the adapter's arguments with which it was trained."
+        )
+
+
+def _check_origin(saved: dict[str, Any], adapter: AdapterStrategy) -> None:
+    """Refuse a checkpoint of another strategy, of other arguments, or of another base."""
     given = type(adapter).__name__
     if saved["strategy"] != given:
         raise UserError(
@@ -129,16 +144,20 @@ def restore_structure(
             f"model.model_name_or_path has {adapter.base_fingerprint}: an adapter fits only the "
             "base that it was trained on."
         )
-    adapter.restructure(model, saved["state"])
-    _same_layers(saved["layers"], list(adapter_layers(model)))
-    fit_ranks(model, checkpoint["state_dict"], prefix)
-    expected = {f"{prefix}{name}" for name in adapter_state_dict(model)}
-    differing = sorted(expected ^ checkpoint["state_dict"].keys())
-    if differing:
-        raise UserError(
-            f"the checkpoint and model.adapter differ in {differing[0]} ({len(differing)} tensors "
-            "in all); give the adapter's arguments with which it was trained."
-        )
+
+
+def restore_loader(fit_loop: Any) -> None:
+    """Give a resumed run's loader its position, where Lightning has passed it over.
+
+    A schedule over epochs asks for the number of steps before the checkpoint's loops are read; for
+    that Lightning makes the loader, and never looks at the saved position again.
+
+    Args:
+        fit_loop: The trainer's.
+    """
+    if fit_loop.restarting and fit_loop._combined_loader_states_to_load:
+        fit_loop._load_combined_loader_states()
+        iter(fit_loop._data_fetcher)
 
 
 def _arguments(adapter: AdapterStrategy) -> dict[str, Any]:

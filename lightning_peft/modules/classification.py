@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_peft.errors import UserError
 from lightning_peft.models.loading import load_classifier
-from lightning_peft.modules.adapted import AdaptedModule, Batch
+from lightning_peft.modules.answering import AnsweringModule
 from lightning_peft.modules.predictions import PredictionWriter
+from lightning_peft.modules.window import Batch
+from lightning_peft.strategies import AdapterStrategy
 
 
-class SequenceClassificationModule(AdaptedModule):
+class SequenceClassificationModule(AnsweringModule):
     """Trains and tests an adapted ``AutoModelForSequenceClassification``.
 
     The head (RoBERTa's ``classifier``, LLaMA's ``score``) trains in full beside the adapters: it is
@@ -33,24 +33,23 @@ class SequenceClassificationModule(AdaptedModule):
         kwargs: The arguments of :class:`AdaptedModule`.
     """
 
+    bare_base = "the bare base model under a new head"
+
     def __init__(self, model_name_or_path: str, **kwargs: Any) -> None:
         super().__init__(model_name_or_path, **kwargs)
         self.val_loss = MeanMetric()
         self.val_metrics = nn.ModuleDict()
         self._labels: list[str] | None = None
         self._order: list[int] | None = None
-        self._writer: PredictionWriter | None = None
 
     # Building.
 
     def load_base(self) -> Any:
         """Load the base model under its head, in training mode."""
-        data = self._data()
+        data = self.data_module()
         names = list(data.label_names or ["score"]) if data else None
         model, head = load_classifier(
-            **self.how_to_load(),
-            labels=names,
-            regression=data is not None and not data.label_names,
+            self.source(), names, regression=data is not None and not data.label_names
         )
         self._labels, self._order = names, _order(model.config, names)
         if data is not None:
@@ -58,11 +57,15 @@ class SequenceClassificationModule(AdaptedModule):
             model.config.pad_token_id = data.pad_id
         for name in head:
             in_float32(model.get_submodule(name))
-        given = self.adapter.modules_to_save or []
-        self.adapter.modules_to_save = [*given, *(name for name in head if name not in given)]
+        train_in_full(self.adapter, head)
         return model
 
-    def _data(self) -> Any:
+    def data_module(self) -> Any:
+        """Says the classes, gives the records, and scores the answers; None without a trainer.
+
+        Raises:
+            UserError: If it has no classes.
+        """
         if self._trainer is None:
             return None
         data = getattr(self.trainer, "datamodule", None)
@@ -110,7 +113,7 @@ class SequenceClassificationModule(AdaptedModule):
 
     def on_validation_start(self) -> None:
         """Begin with normal tensors; ``trainer.validate`` leaves inference tensors behind."""
-        data = self._data()
+        data = self.data_module()
         sets = data.val_sets if len(data.val_sets) > 1 else []
         self.val_loss.reset()
         metrics = {name: data.metrics() for name in ("all", *sets)}
@@ -130,7 +133,7 @@ class SequenceClassificationModule(AdaptedModule):
     def on_validation_epoch_end(self) -> None:
         """Log the loss, the score to select by, and all metrics by name."""
         values = {f"val_{k}": v for k, v in self._metrics("all").compute().items()}
-        score = values[f"val_{self._data().metric_names[0]}"]
+        score = values[f"val_{self.data_module().metric_names[0]}"]
         for name in list(self.val_metrics)[1:]:
             found = self._metrics(name).compute()
             values |= {f"val_{metric}_{name}": value for metric, value in found.items()}
@@ -144,34 +147,13 @@ class SequenceClassificationModule(AdaptedModule):
 
     # Testing.
 
-    def on_test_start(self) -> None:
-        """Open the predictions, and go on with those of an interrupted test."""
-        if not self._adapted and self.trainer.ckpt_path is None:
-            rank_zero_warn(
-                "neither a checkpoint nor an adapter was given: this scores the bare base model "
-                "under a new head (--ckpt_path last, or --model.peft_path FOLDER)."
-            )
-        self.on_predict_start()
-
-    def on_predict_start(self) -> None:
-        """Open the predictions, and go on with those of an interrupted run."""
-        trainer = self.trainer
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
-        weights = str(trainer.ckpt_path or self.peft_path or self.model_name_or_path)
-        self._writer = PredictionWriter(folder, self._data(), weights, trainer.global_rank)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Predict the labels of a batch and write them."""
-        self.predict_step(batch, batch_idx, dataloader_idx)
-
     @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+    def answer(self, batch: Batch, writer: PredictionWriter) -> list[Any]:
         """Predict the labels of a batch and write them."""
-        assert self._writer is not None
-        asked = self._writer.unanswered(batch)
+        asked = writer.unanswered(batch)
         if asked is None:
             return []
-        outputs, data = self._outputs(asked), self._data()
+        outputs, data = self._outputs(asked), self.data_module()
         shares = outputs.softmax(-1).amax(-1) if outputs.shape[1] > 1 else outputs[:, 0]
         columns = (_predicted(outputs), asked["labels"], shares)
         rows = [
@@ -185,23 +167,8 @@ class SequenceClassificationModule(AdaptedModule):
                 asked["index"], *(column.tolist() for column in columns), strict=True
             )
         ]
-        self._writer.add(asked["task"], rows)
+        writer.add(asked["task"], rows)
         return [row["output"] for row in rows]
-
-    def on_test_epoch_end(self) -> None:
-        """Put the predictions together, score each set, and say all scores."""
-        assert self._writer is not None
-        lines = ["scores"]
-        for task, metrics in self._writer.finish().items():
-            for metric, value in metrics.items():
-                self.log(f"test/{task}/{metric}", value, rank_zero_only=True)
-                lines.append(f"  {f'{task}/{metric}':28}{value:.4f}")
-        rank_zero_info("\n".join(lines))
-
-    def on_predict_epoch_end(self) -> None:
-        """Put the predictions together."""
-        assert self._writer is not None
-        self._writer.finish(score=False)
 
 
 def _label_loss(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,6 +193,12 @@ def _order(config: Any, names: list[str] | None) -> list[int] | None:
         return None
     order = [own[name.lower()] for name in names]
     return None if order == sorted(order) else order
+
+
+def train_in_full(adapter: AdapterStrategy, head: list[str]) -> None:
+    """Put the modules of a head, by name, among those that train and are saved with an adapter."""
+    given = adapter.modules_to_save or []
+    adapter.modules_to_save = [*given, *(name for name in head if name not in given)]
 
 
 def in_float32(head: nn.Module) -> None:

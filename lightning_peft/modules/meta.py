@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from lightning_peft.errors import UserError
-from lightning_peft.models.loading import DTYPES
+from lightning_peft.models.loading import check_dtype
 from lightning_peft.modules.adapted import AdaptedModule
-from lightning_peft.modules.classification import SequenceClassificationModule
+from lightning_peft.modules.classification import SequenceClassificationModule, train_in_full
 
 
 def meta_base(module: AdaptedModule, labels: int = 2) -> Any:
@@ -43,8 +43,7 @@ def meta_base(module: AdaptedModule, labels: int = 2) -> Any:
     model = model.to(dtype)
     if classifies:
         head = [n for n, _ in model.named_children() if n != model.base_model_prefix]
-        given = module.adapter.modules_to_save or []
-        module.adapter.modules_to_save = [*given, *(name for name in head if name not in given)]
+        train_in_full(module.adapter, head)
         for name in head:  # heads train in single precision, whatever the base's dtype
             model.get_submodule(name).float()
     return model.train()
@@ -75,8 +74,7 @@ def read_config(name: str) -> Any:
 
 
 def _dtype(config: Any, name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
+    check_dtype(name)
     if name != "auto":
         return getattr(torch, name)
     saved = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)

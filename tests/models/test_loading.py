@@ -1,34 +1,97 @@
-"""What is refused before a model is loaded."""
+"""A base model is loaded as transformers loads it, or refused in one sentence."""
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision, Precision
+from transformers import AutoModelForCausalLM
 
-from lightning_peft.models.loading import check_training
-
-FUSED = partial(torch.optim.AdamW, fused=True)
-
-
-def trainer(precision: Precision, clip: float | None = None) -> Any:
-    return SimpleNamespace(precision_plugin=precision, gradient_clip_val=clip)
-
-
-def test_gradients_that_a_fused_step_would_unscale_too_late_are_refused() -> None:
-    scaled = trainer(MixedPrecision("16-mixed", "cpu"))
-    with pytest.raises(ValueError, match="16-mixed a fused step unscales gradients by itself"):
-        check_training(FUSED, "linear", scaled)
-    check_training(torch.optim.AdamW, "linear", scaled)
+from lightning_peft.models.loading import (
+    BaseSource,
+    check_dtype,
+    check_model,
+    first_sentence,
+    load_causal_lm,
+    load_classifier,
+)
+from lightning_peft.testing import tiny_llama
 
 
-def test_clipping_that_lightning_refuses_a_fused_step_is_told_at_the_start() -> None:
-    mixed = MixedPrecision("bf16-mixed", "cpu")
-    with pytest.raises(ValueError, match="or trainer.gradient_clip_val to null"):
-        check_training(FUSED, "linear", trainer(mixed, 1.0))
-    check_training(FUSED, "linear", trainer(mixed))
-    check_training(FUSED, "linear", trainer(Precision(), 1.0))
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_causal_model_is_that_of_transformers_in_training_mode(dtype: str, folder: Path) -> None:
+    ours = load_causal_lm(BaseSource(str(folder), dtype))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    assert ours.training
+    assert ours.dtype == {"auto": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_attention_is_that_which_was_asked_for(folder: Path) -> None:
+    model = load_causal_lm(BaseSource(str(folder), attn_implementation="eager"))
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("labels", "regression", "outputs", "problem"),
+    [
+        (["a", "b", "c"], False, 3, "single_label_classification"),
+        (["score"], True, 1, "regression"),
+    ],
+)
+def test_a_classifier_gets_a_head_of_its_classes(
+    labels: list[str], regression: bool, outputs: int, problem: str, folder: Path
+) -> None:
+    model, head = load_classifier(BaseSource(str(folder)), labels, regression)
+    assert head == ["score"]
+    assert model.training
+    assert model.score.out_features == outputs
+    assert model.config.id2label == dict(enumerate(labels))
+    assert model.config.problem_type == problem
+
+
+def test_files_that_are_no_weights_are_told(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").rename(folder / "other")
+    with pytest.raises(ValueError, match="has a config.json but no weights"):
+        load_causal_lm(BaseSource(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"name": "./no/such/folder"}, "the folder ./no/such/folder does not exist"),
+        ({"dtype": "float8"}, "model.dtype must be one of auto, float32, bfloat16, float16, got"),
+        ({"quantization": "nf3"}, "model.quantization must be null or one of nf4, int8, got 'nf3'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_before(
+    change: dict[str, Any], sentence: str, folder: Path
+) -> None:
+    check_model(BaseSource(str(folder)))
+    with pytest.raises(ValueError, match=sentence):
+        check_model(BaseSource(**{"name": str(folder), **change}))
+
+
+def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no config.json, so it is no model"):
+        check_model(BaseSource(str(tmp_path)))
+
+
+def test_dtypes_have_names() -> None:
+    check_dtype("auto")
+    with pytest.raises(ValueError, match="got 'half'"):
+        check_dtype("half")
+
+
+def test_the_first_sentence_stands_on_one_line() -> None:
+    assert first_sentence(OSError("No\n  such file. Try another.")) == "No such file"

@@ -7,8 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_peft.models.loss import chunked_loss, plain_head, token_loss
-from lightning_peft.modules.causal_lm import CausalLMModule
+from lightning_peft.models.loss import (
+    TargetLoss,
+    chunked_loss,
+    plain_head,
+    target_logits,
+    token_loss,
+)
 from lightning_peft.strategies import LoRA
 
 pytestmark = pytest.mark.skipif(
@@ -46,14 +51,12 @@ def test_no_target_gives_a_loss_of_zero_that_has_a_gradient() -> None:
     assert loss == 0
 
 
-def module_of(model: nn.Module) -> CausalLMModule:
-    module = CausalLMModule("tiny_llama")
-    module.adapter.attach(model)
+def adapted(model: nn.Module) -> nn.Module:
+    LoRA().attach(model)
     for layer in model.modules():
         if hasattr(layer, "lora_B"):
             nn.init.normal_(layer.lora_B, std=0.1)
-    module.model = model
-    return module
+    return model
 
 
 def batch_of(random_batch) -> dict:
@@ -63,40 +66,63 @@ def batch_of(random_batch) -> dict:
     return {**batch, "labels": labels}
 
 
-def gradients(module: CausalLMModule, batch: dict) -> tuple:
-    module.model.zero_grad()
-    total, count = module.target_loss(batch)
+def gradients(loss: TargetLoss, model: nn.Module, batch: dict) -> tuple:
+    model.zero_grad()
+    total, count = loss(model, batch)
     (total / count).backward()
-    return total, count, [p.grad for p in module.model.parameters() if p.requires_grad]
+    return total, count, [p.grad for p in model.parameters() if p.requires_grad]
 
 
 def test_a_step_is_the_same_with_and_without_logits(tiny_llama, random_batch) -> None:
     torch.manual_seed(0)
-    module, batch = module_of(tiny_llama()), batch_of(random_batch)
-    total, count, grads = gradients(module, batch)
-    assert module._chunks is True
-    module._chunks = False
-    expected, expected_count, expected_grads = gradients(module, batch)
+    loss, model, batch = TargetLoss(), adapted(tiny_llama()), batch_of(random_batch)
+    total, count, grads = gradients(loss, model, batch)
+    assert loss.without_logits is True
+    loss.without_logits = False
+    expected, expected_count, expected_grads = gradients(loss, model, batch)
     assert count == expected_count > 0
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
     for ours, theirs in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_logits_that_are_more_than_the_output_layer_are_found_out(tiny_llama, random_batch) -> None:
+@pytest.fixture
+def capped(tiny_llama) -> nn.Module:
+    """A model that does more to its logits than its output layer."""
     model = tiny_llama()
     plain = type(model).forward
 
-    def capped(self, *args, **kwargs):
+    def forward(self, *args, **kwargs):
         output = plain(self, *args, **kwargs)
         output.logits = 2 * torch.tanh(output.logits / 2)
         return output
 
-    model.forward = capped.__get__(model)
-    module, batch = module_of(model), batch_of(random_batch)
-    total, _ = module.target_loss(batch)
-    assert module._chunks is False
-    torch.testing.assert_close(total, token_loss(*module._answers(batch))[0])
+    model.forward = forward.__get__(model)
+    return adapted(model)
+
+
+def test_logits_that_are_more_than_the_output_layer_are_found_out(capped, random_batch) -> None:
+    loss, batch = TargetLoss(), batch_of(random_batch)
+    total, _ = loss(capped, batch)
+    assert loss.without_logits is False
+    torch.testing.assert_close(total, token_loss(*target_logits(capped, batch))[0])
+
+
+def test_a_batch_without_targets_decides_nothing(capped, random_batch) -> None:
+    loss, batch = TargetLoss(), batch_of(random_batch)
+    total, count = loss(capped, {**batch, "labels": torch.full_like(batch["labels"], -100)})
+    total.backward()
+    assert (float(total), int(count), loss.without_logits) == (0.0, 0, None)
+    loss(capped, batch)
+    assert loss.without_logits is False
+
+
+def test_only_positions_with_a_target_get_logits(tiny_llama, random_batch) -> None:
+    batch = batch_of(random_batch)
+    logits, targets = target_logits(tiny_llama(), batch)
+    kept = (batch["labels"][:, 1:] != -100).any(0)
+    assert logits.shape[:2] == targets.shape == (len(batch["labels"]), int(kept.sum()))
+    assert torch.equal(targets, batch["labels"][:, 1:][:, kept])
 
 
 def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(tiny_llama) -> None:

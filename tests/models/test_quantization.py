@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_peft.adapters import adapter_layers, merge, save_peft
 from lightning_peft.models import quantization
-from lightning_peft.models.loading import load_causal_lm
+from lightning_peft.models.loading import BaseSource, load_causal_lm
 from lightning_peft.models.quantization import check_quantization, forget_quantization
 from lightning_peft.strategies import DoRA, FullFineTuning, LoRA, MiLoRA, PiSSA
 
@@ -26,7 +26,7 @@ def base(tiny_llama, tmp_path, monkeypatch) -> Callable[[str | None], Any]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     folder = tmp_path / "base"
     tiny_llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
-    return lambda kind: load_causal_lm(str(folder), quantization=kind)
+    return lambda kind: load_causal_lm(BaseSource(str(folder), quantization=kind))
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")

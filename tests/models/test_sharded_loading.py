@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from lightning_peft.adapters import adapter_layers
-from lightning_peft.adapters.layer import LoRALinear, adapters_on
+from lightning_peft.adapters.placement import adapters_on
 from lightning_peft.adapters.state import fingerprint
-from lightning_peft.engines import FSDP
-from lightning_peft.models.loading import load_causal_lm
+from lightning_peft.models.loading import BaseSource, load_causal_lm
 from lightning_peft.models.sharded_loading import (
     LoadsWhole,
+    NameMissingValues,
+    ValuesMissing,
     fill,
     stored_causal_lm,
     stored_parameters,
 )
-from lightning_peft.modules import CausalLMModule
-from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, VeRA
+from lightning_peft.strategies import DropLoRA, LoRA, VeRA
 from lightning_peft.testing import tiny_llama
 
 CPU = torch.device("cpu")
@@ -44,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def filled(folder: Path, **arguments: Any) -> Any:
-    model = stored_causal_lm(str(folder), **arguments)
+    model = stored_causal_lm(BaseSource(str(folder), **arguments))
     assert all(p.is_meta for p in model.parameters())
     fill(model, stored_parameters(model), CPU, lambda parameter: None)
     return model
@@ -59,7 +57,10 @@ def test_a_filled_base_is_what_transformers_loads(
 ) -> None:
     tiny_llama(**shape).save_pretrained(tmp_path, max_shard_size="20KB")
     before = torch.get_rng_state()
-    found, expected = filled(tmp_path, dtype=dtype), load_causal_lm(str(tmp_path), dtype=dtype)
+    found, expected = (
+        filled(tmp_path, dtype=dtype),
+        load_causal_lm(BaseSource(str(tmp_path), dtype)),
+    )
     assert torch.equal(torch.get_rng_state(), before)
     tensors = [dict(m.named_parameters()) | dict(m.named_buffers()) for m in (found, expected)]
     assert tensors[0].keys() == tensors[1].keys()
@@ -75,14 +76,14 @@ def test_a_filled_base_is_what_transformers_loads(
 
 
 def test_the_fingerprint_is_read_from_the_files(folder: Path) -> None:
-    model = stored_causal_lm(str(folder), "bfloat16")
-    assert fingerprint(model) == fingerprint(load_causal_lm(str(folder), "bfloat16"))
-    assert fingerprint(model) != fingerprint(load_causal_lm(str(folder)))
+    model = stored_causal_lm(BaseSource(str(folder), "bfloat16"))
+    assert fingerprint(model) == fingerprint(load_causal_lm(BaseSource(str(folder), "bfloat16")))
+    assert fingerprint(model) != fingerprint(load_causal_lm(BaseSource(str(folder))))
 
 
 @pytest.mark.parametrize("strategy", [LoRA, DropLoRA, VeRA])
 def test_adapters_begin_as_over_a_loaded_base(strategy: Any, folder: Path) -> None:
-    models = [stored_causal_lm(str(folder)), load_causal_lm(str(folder))]
+    models = [stored_causal_lm(BaseSource(str(folder))), load_causal_lm(BaseSource(str(folder)))]
     for model in models:
         torch.manual_seed(3)
         with adapters_on(CPU):
@@ -117,46 +118,27 @@ def test_files_that_are_not_the_models_are_loaded_whole(
 ) -> None:
     rewrite(folder, change)
     with pytest.raises(LoadsWhole, match=reason):
-        stored_causal_lm(str(folder))
+        stored_causal_lm(BaseSource(str(folder)))
 
 
 def test_other_reasons_to_load_whole(folder: Path) -> None:
     with pytest.raises(LoadsWhole, match="it is quantized"):
-        stored_causal_lm(str(folder), quantization="int8")
+        stored_causal_lm(BaseSource(str(folder), quantization="int8"))
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(LoadsWhole, match=r"it has no model\.safetensors"):
-        stored_causal_lm(str(folder))
+        stored_causal_lm(BaseSource(str(folder)))
 
 
-class ReadsInSilence(AdapterStrategy):
-    """Starts B at a column of the weight, and tells nobody."""
-
-    def initialize(self, layer: LoRALinear) -> None:
-        super().initialize(layer)
-        weight: Any = layer.base.weight
-        layer.lora_B.data.copy_(weight[:, : layer.r])
-
-
-class KeepsInSilence(AdapterStrategy):
-    """Keeps a trained value for each row of the weight, and tells nobody."""
-
-    def layer(self, base: nn.Module, name: str) -> nn.Module:
-        layer = super().layer(base, name)
-        weight: Any = base.weight
-        layer.scale = nn.Parameter(weight.norm(dim=1))
-        return layer
-
-
-@pytest.mark.parametrize("strategy", [ReadsInSilence, KeepsInSilence])
-def test_a_strategy_that_reads_weights_in_silence_is_told_to_say_so(
-    strategy: Any, folder: Path
-) -> None:
-    module = CausalLMModule(str(folder), adapter=strategy(r=2))
-    state = SimpleNamespace(fn="fit")
-    engine = FSDP()
-    engine.__class__ = type("OnCpu", (FSDP,), {"root_device": CPU})
-    module._trainer = SimpleNamespace(strategy=engine, state=state, ckpt_path=None)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="and FSDP2 loads them later: add 'weights at attach' to"):
-        module._build()
+@torch.no_grad()
+def test_what_fails_for_lack_of_values_is_named(folder: Path) -> None:
+    weight = stored_causal_lm(BaseSource(str(folder))).model.embed_tokens.weight
+    with NameMissingValues():
+        assert weight.norm().is_meta  # nothing was read
+        for read in (lambda: float(weight.norm()), lambda: torch.zeros(weight.shape).copy_(weight)):
+            with pytest.raises(ValuesMissing) as raised:
+                read()
+            assert isinstance(raised.value.__cause__, (NotImplementedError, RuntimeError))
+        with pytest.raises(RuntimeError, match="shape"):
+            torch.ones(2, 3) @ torch.ones(2, 3)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Trainer, seed_everything
 from safetensors.torch import load_file
-from tokenizers import processors
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -33,81 +25,13 @@ from transformers import (
 
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.assets import TINY_LLAMA
-from lightning_peft.cli import main
 from lightning_peft.datamodules.glue.module import GlueDataModule
 from lightning_peft.modules.classification import SequenceClassificationModule
 from lightning_peft.strategies import LoRA
 
 ROOT = Path(__file__).parents[2]
-SHAPE: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-ENCODER = {**SHAPE, "num_hidden_layers": 3, "max_position_embeddings": 130}
 TARGETS = {"roberta": ["query", "value"], "llama": ["q_proj", "v_proj"]}
 HEADS = {"roberta": "classifier", "llama": "score"}
-WORDS = ("good", "bad", "fine", "poor", "great", "dull", "warm", "cold", "kind", "rude")
-
-
-def write_data(root: Path) -> Path:
-    """Small tasks whose labels follow from their words."""
-    rows = [(f"{WORDS[i % 10]} {WORDS[i * 7 % 10]}", WORDS[i * 3 % 10], i % 2) for i in range(24)]
-    names = ("entailment", "not_entailment")
-    third = ("entailment", "neutral", "contradiction")
-    texts = {
-        "SST-2": ["sentence\tlabel", *(f"{a}\t{label}" for a, _, label in rows)],
-        "CoLA": [f"x\t{label}\t\t{a}" for a, _, label in rows],
-        "RTE": [
-            "index\tsentence1\tsentence2\tlabel",
-            *(f"{i}\t{a}\t{b}\t{names[label]}" for i, (a, b, label) in enumerate(rows)),
-        ],
-        "STS-B": [
-            "index\tsentence1\tsentence2\tscore",
-            *(f"{i}\t{a}\t{b}\t{i % 6 * 0.9:.3f}" for i, (a, b, _) in enumerate(rows)),
-        ],
-        "MNLI": [
-            "index\tsentence1\tsentence2\tgold_label",
-            *(f"{i}\t{a}\t{b}\t{third[i % 3]}" for i, (a, b, _) in enumerate(rows)),
-        ],
-    }
-    for task, lines in texts.items():
-        (root / task).mkdir(parents=True)
-        for split in ("train", *(("dev_matched", "dev_mismatched") if task == "MNLI" else ["dev"])):
-            kept = lines[:-5] if split == "dev_mismatched" else lines
-            (root / task / f"{split}.tsv").write_text("\n".join(kept) + "\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("glue"))
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A random RoBERTa and a random LLaMA without pad token, as they are published: headless."""
-    root, tokenizer = tmp_path_factory.mktemp("bases"), AutoTokenizer.from_pretrained(TINY_LLAMA)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(**{**SHAPE, "pad_token_id": None}, num_hidden_layers=2, num_key_value_heads=1)
-    ).save_pretrained(root / "llama")
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(root / "llama")
-    RobertaForMaskedLM(RobertaConfig(**ENCODER, type_vocab_size=1)).save_pretrained(
-        root / "roberta"
-    )
-    tokenizer.pad_token = "<pad>"
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        "<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 1), ("</s>", 2)]
-    )
-    tokenizer.save_pretrained(root / "roberta")
-    return {kind: root / kind for kind in ("llama", "roberta")}
 
 
 @pytest.fixture
@@ -179,7 +103,7 @@ def test_the_head_trains_is_saved_and_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lightning_peft.modules.adapted.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_peft.modules.building.rank_zero_info", said.append)
     options = {"accumulate": 2, "lr_scheduler_type": "constant"}  # one that knows no end
     whole = fit(kind, steps=6, **options)
     assert f"  trained in full and saved with the adapter: {HEADS[kind]} " in said[0]
@@ -346,10 +270,10 @@ def build(path: Path, glue: Path, task: str, tmp_path: Path, **kwargs: Any) -> A
 
 
 def test_a_head_of_the_same_classes_is_kept_in_its_order(
-    bases: dict[str, Path], glue: Path, tmp_path: Path
+    bases: dict[str, Path], encoder_shape: dict[str, Any], glue: Path, tmp_path: Path
 ) -> None:
     names = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}  # as roberta-large-mnli has them
-    config = RobertaConfig(**ENCODER, type_vocab_size=1, id2label=names)
+    config = RobertaConfig(**encoder_shape, type_vocab_size=1, id2label=names)
     config.label2id = {name: i for i, name in names.items()}
     bases["roberta"].with_name("own").mkdir(exist_ok=True)
     own = RobertaForSequenceClassification(config)
@@ -370,26 +294,26 @@ def test_a_head_of_the_same_classes_is_kept_in_its_order(
 
 
 def test_a_pooler_that_was_not_saved_trains_too(
-    bases: dict[str, Path], glue: Path, tmp_path: Path
+    bases: dict[str, Path], encoder_shape: dict[str, Any], glue: Path, tmp_path: Path
 ) -> None:
     folder = bases["roberta"].with_name("bert")
-    BertForMaskedLM(BertConfig(**ENCODER)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(**encoder_shape)).save_pretrained(folder)
     module = build(folder, glue, "rte", tmp_path)
     assert module.adapter.modules_to_save == ["classifier", "bert.pooler"]
     kept = bases["roberta"].with_name("bert_pooled")
-    BertForSequenceClassification(BertConfig(**ENCODER)).save_pretrained(kept)
+    BertForSequenceClassification(BertConfig(**encoder_shape)).save_pretrained(kept)
     own = build(kept, glue, "rte", tmp_path)
     assert own.adapter.modules_to_save == ["classifier"]
     assert not own.model.bert.pooler.dense.weight.requires_grad
 
 
 def test_lost_weights_of_the_base_are_named(
-    bases: dict[str, Path], glue: Path, tmp_path: Path
+    bases: dict[str, Path], encoder_shape: dict[str, Any], glue: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import save_file
 
     folder = bases["roberta"].with_name("lost")
-    RobertaForMaskedLM(RobertaConfig(**ENCODER, type_vocab_size=1)).save_pretrained(folder)
+    RobertaForMaskedLM(RobertaConfig(**encoder_shape, type_vocab_size=1)).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in tensors.items() if "layer.2.attention.self" not in k}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -422,125 +346,3 @@ def test_a_data_module_without_labels_is_named(bases: dict[str, Path], tmp_path:
     module = SequenceClassificationModule(str(bases["roberta"]))
     with pytest.raises(ValueError, match=r"label_names\), which ArithmeticDataModule does not"):
         make_trainer(tmp_path, 1).fit(module, ArithmeticDataModule(tokenizer=str(TINY_LLAMA)))
-
-
-# Through the command line, with the shipped protocol's callbacks.
-
-
-class Scripted(Metric):
-    """A score that says what it is told to."""
-
-    values = (0.1, 0.5, 0.3, 0.2, 0.4, 0.9, 0.9)
-    given: list[float] = []
-
-    def update(self, *args: Tensor) -> None: ...
-
-    def compute(self) -> Tensor:
-        self.given.append(self.values[len(self.given)])
-        return torch.tensor(self.given[-1])
-
-
-def write_config(
-    path: Path, base: Path, glue: Path, task: str, adapter: dict[str, Any], **trainer: Any
-) -> Path:
-    protocol = yaml.safe_load((ROOT / "configs/glue/protocol.yaml").read_text())
-    callbacks = protocol["trainer"]["callbacks"]
-    callbacks[0]["init_args"]["patience"] = 3
-    protocol["trainer"] |= {
-        "accelerator": "cpu",
-        "default_root_dir": str(path / "runs"),
-        "enable_progress_bar": False,
-        "num_sanity_val_steps": 0,
-        **trainer,
-    }
-    protocol["model"]["init_args"] |= {"model_name_or_path": str(base), "adapter": adapter}
-    protocol["data"]["init_args"] |= {
-        "task": task,
-        "data_dir": str(glue),
-        "max_length": 120,
-        "batch_size": 8,
-        "cache_dir": str(path / "cache"),
-    }
-    file = path / "config.yaml"
-    file.write_text(yaml.safe_dump(protocol))
-    return file
-
-
-def test_the_best_checkpoint_is_kept_and_training_stops(
-    bases: dict[str, Path], glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lightning-peft"])
-    adapter = {"class_path": "LoRA", "init_args": {"r": 2, "target_modules": ["query", "value"]}}
-    config = write_config(tmp_path, bases["roberta"], glue, "sst2", adapter)
-    Scripted.given = []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            GlueDataModule, "metrics", lambda self: MetricCollection({"accuracy": Scripted()})
-        )
-        main(["fit", "--config", str(config)])
-    run = tmp_path / "runs" / "version_0"
-    # The second of the validations, one after each epoch of three steps, is the best; three more
-    # without a better one end the run.
-    assert Scripted.given == [0.1, 0.5, 0.3, 0.2, 0.4]
-    rows = list(csv.DictReader((run / "metrics.csv").open()))
-    scores = {int(row["step"]): float(row["val_score"]) for row in rows if row["val_score"]}
-    assert list(scores.values()) == pytest.approx(Scripted.given)
-    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] == 6
-    assert json.loads((run / "run.json").read_text())["steps"] == 15
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "step=15.ckpt"]
-    last = torch.load(run / "checkpoints" / "step=15.ckpt", weights_only=True)
-    head = "model.classifier.out_proj.weight"
-    assert not torch.equal(best["state_dict"][head], last["state_dict"][head])
-    # It is tested and exported by its name, without the trainer that knew the classes.
-    checkpoint = str(run / "checkpoints" / "best.ckpt")
-    main(["test", "--config", str(config), "--ckpt_path", checkpoint])
-    record = json.loads((run / "run.json").read_text())
-    assert 0 <= record["metrics"]["test/sst2/accuracy"] <= 1
-    assert record["test_protocol"] == "glue"
-    assert len((run / "predictions" / "sst2.jsonl").read_text().splitlines()) == 24
-    main(["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "best")])
-    exported = load_file(tmp_path / "best" / "adapter_model.safetensors")
-    key = "base_model.model.classifier.out_proj.weight"
-    assert torch.equal(exported[key], best["state_dict"][head])
-
-
-def test_lora_drop_lays_out_query_and_value_and_exports_a_score(
-    bases: dict[str, Path], glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lightning-peft"])
-    arguments = {
-        "r": 4,
-        "threshold": 0.6,
-        "sample_ratio": 0.5,
-        "probe_epochs": 2,
-        "target_modules": ["query", "value"],
-    }
-    adapter = {"class_path": "LoRADrop", "init_args": arguments}
-    config = write_config(
-        tmp_path, bases["roberta"], glue, "stsb", adapter, max_steps=8, max_epochs=-1
-    )
-    main(["fit", "--config", str(config), "--data.batch_size", "4"])
-    run = tmp_path / "runs" / "version_0"
-    layout = json.loads((run / "layout.json").read_text())
-    kinds = {"query", "value"}
-    names = [f"roberta.encoder.layer.{i}.attention.self.{k}" for i in range(3) for k in kinds]
-    assert set(layout) == set(names)
-    for kind in kinds:
-        own = [entry for name, entry in layout.items() if name.endswith(kind)]
-        kept = [entry["share"] for entry in own if entry["role"] == "kept"]
-        assert 1 <= len(kept) < 3
-        assert sum(kept) >= 0.6
-        assert {entry["role"] for entry in own} == {"kept", "shared"}
-        assert sum(entry["share"] for entry in own) == pytest.approx(1)
-    record = json.loads((run / "run.json").read_text())
-    assert record["metrics"].keys() >= {"val_loss", "val_score", "val_spearman", "val_pearson"}
-    assert record["protocol"] == "glue"
-    # A head of one output, though the model's own configuration says two.
-    main(["export", "--ckpt_path", str(run), "--output", str(tmp_path / "merged"), "--merge"])
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    assert merged.classifier.out_proj.out_features == merged.config.num_labels == 1
-    assert merged.config.problem_type == "regression"
-    adapter_file = load_file(run / "adapter" / "adapter_model.safetensors")
-    head = "classifier.out_proj.weight"
-    assert torch.equal(merged.state_dict()[head], adapter_file[f"base_model.model.{head}"])

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_peft.datamodules.conversation.module import ConversationDataModule
 from lightning_peft.datamodules.conversation.mt_bench import TEMPERATURES, read_answers
-from lightning_peft.modules import CausalLMModule, causal_lm
+from lightning_peft.modules import CausalLMModule, answering, causal_lm
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -177,7 +177,7 @@ def test_a_whole_test_leaves_both_turns_and_no_score(
         return [f" {batch.get('turn', 1)}: {e['question_id']}" for e in batch["expected"]]
 
     monkeypatch.setattr(causal_lm, "generate", answer)
-    monkeypatch.setattr(causal_lm, "rank_zero_info", said.append)
+    monkeypatch.setattr(answering, "rank_zero_info", said.append)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet)
     data = ConversationDataModule(
