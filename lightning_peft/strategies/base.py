@@ -238,7 +238,7 @@ class AdapterStrategy(StepHooks):
             def optimizer(self, named_parameters, default):
                 A, B = [], []
                 for name, parameter in named_parameters:
-                    (B if name.endswith("lora_B") else A).append(parameter)
+                    (B if name.endswith("_B") else A).append(parameter)
                 return default([{"params": A}, {"params": B, "lr": self.rate_of_B}])
 
         Args:

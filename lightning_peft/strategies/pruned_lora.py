@@ -164,7 +164,8 @@ class PrunedLoRA(AdapterStrategy):
         if not due and self.recovery != "gradient":
             return
         grads = {name: layer.whole_gradients() for name, layer in layers.items()}
-        if not _finite(grads):
+        every = [grad for pair in grads.values() for grad in pair]
+        if not nn.utils.get_total_norm(every).isfinite():
             # A step that a gradient scaler skips, or one that ends the run: no ground to decide on.
             if due:
                 rank_zero_warn(
@@ -188,10 +189,8 @@ class PrunedLoRA(AdapterStrategy):
         zeros = {}
         for name, layer in layers.items():
             A = layer.active_A
-            zeros[name] = {
-                "C": torch.zeros(layer.rank, layer.rank, dtype=A.dtype, device=A.device),
-                "tokens": torch.zeros((), device=A.device),
-            }
+            tokens = torch.zeros((), device=A.device)
+            zeros[name] = {"C": A.detach().new_zeros(layer.rank, layer.rank), "tokens": tokens}
         self.sums.share(zeros, count="tokens")
 
     def _remove(
@@ -236,8 +235,9 @@ class PrunedLoRA(AdapterStrategy):
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name in names:
             A, B = layers[name].whole()
-            grad_A, grad_B = grads[name]
-            for key, value in (("A", A), ("B", B), ("grad_A", grad_A), ("grad_B", grad_B)):
+            for key, value in zip(
+                ("A", "B", "grad_A", "grad_B"), (A, B, *grads[name]), strict=True
+            ):
                 parts[key].append(value)
             for key, count in (("C", "tokens"), ("H_B", "steps"), ("H_A", "steps")):
                 mean = self.sums.mean(name, key, count)
@@ -291,11 +291,6 @@ class PrunedLoRA(AdapterStrategy):
         """Take back what :meth:`state_dict` gave; see :meth:`RunningSums.restore`."""
         super().load_state_dict(state_dict)
         self.sums.restore(state_dict.get("sums_of", [state_dict["sums"]]))
-
-
-def _finite(grads: Gradients) -> bool:
-    every = [grad for pair in grads.values() for grad in pair]
-    return bool(nn.utils.get_total_norm(every).isfinite())
 
 
 def _same_shape(layers: Layers) -> list[list[str]]:

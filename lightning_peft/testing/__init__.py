@@ -36,19 +36,15 @@ def check_strategy(
 ) -> None:
     """Try whether a strategy keeps its promises; returns if it does.
 
-    In this order: the attached model equals the base in eval and has a finite loss in training;
-    nothing but adapters and ``modules_to_save`` trains; twelve optimizer steps with AdamW have
-    finite losses, and each trained parameter has a gradient other than zero within three (twelve
-    behind a gate, which may mask it for some); eval is deterministic; what is saved gives the same
-    logits when loaded; merged equals unmerged in eval; a run resumed from a checkpoint ends with
-    the same bits as one that was never stopped; what is exported gives the same logits in PEFT (if
-    installed and PEFT knows the form) and here; activation checkpointing changes no gradient; a
-    short Lightning run, watched and recorded like any run, ends with the same bits as one that is
-    resumed. With more processes: as many that average their gradients end with the same parameters,
-    ranks and decisions.
+    In this order: it begins equal to the base; only adapters and ``modules_to_save`` train, with
+    finite losses, and each trained parameter has a gradient within three steps (twelve behind a
+    gate, which may mask it for some); eval is deterministic; what is saved loads again; merged
+    equals unmerged; a resumed run ends with the same bits; what is exported gives the same logits
+    here and in PEFT, where PEFT knows the form; activation checkpointing changes no gradient; a
+    short Lightning run, watched and recorded, ends with the same bits as a resumed one. With more
+    processes: as many end with equal parameters, ranks and decisions.
 
-    The run has 12 optimizer steps, so give the strategy a schedule that acts within them. One
-    without adapters (full fine-tuning) is spared what makes no sense for it.
+    A run has 12 optimizer steps, so give the strategy a schedule that acts within them.
 
     Args:
         strategy: Not yet attached; it is copied and stays as it is. Or what makes one.
