@@ -389,7 +389,7 @@ class AdaptedModule(LightningModule):
         widen_optimizer_states(self.model, checkpoint)
         masks = checkpoint.get("masks", [])
         if len(masks) == distributed.world_size():
-            checkpoint["state_dict"].update(masks[distributed.rank()])
+            checkpoint["state_dict"].update(masks[distributed.process_index()])
         self._random_state = checkpoint["random_state"]
         self._adapted = True
 
@@ -409,10 +409,10 @@ class AdaptedModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Go on with the interrupted run's random stream, once all set-up has drawn from it."""
         if self._random_state is not None:
-            set_random_state(self._random_state, distributed.rank())
+            set_random_state(self._random_state, distributed.process_index())
             self._random_state = None
         elif not self._drawing:
-            offset_random_state(distributed.rank())
+            offset_random_state(distributed.process_index())
         self._drawing = True
 
 

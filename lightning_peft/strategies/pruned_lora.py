@@ -352,10 +352,10 @@ class PrunedLoRA(AdapterStrategy):
         super().load_state_dict(state_dict)
         saved = state_dict.get("sums_of", [state_dict["sums"]])
         if len(saved) == distributed.world_size():
-            own = saved[distributed.rank()]
+            own = saved[distributed.process_index()]
         else:
             own = _without_activations(state_dict["sums"])
-            for sums in saved if distributed.rank() == 0 else ():
+            for sums in saved if distributed.process_index() == 0 else ():
                 for name, entry in sums.items():
                     total = own.setdefault(name, {})
                     for key in _ACTIVATIONS:
