@@ -160,14 +160,14 @@ class AdaptedModule(LightningModule):
             self._prepare_strategy()
         self._prepared = self._prepared or fitting
         if fresh and self._trainer is not None:
-            engine = self.trainer.strategy
-            if engines.restores_late(engine) and self.trainer.ckpt_path is not None:
+            engine = engines.traits(self.trainer.strategy)
+            if engine.restores_late and self.trainer.ckpt_path is not None:
                 # Layers cannot be shared any more once the engine has wrapped them.
                 saved = read_checkpoint(self.trainer.ckpt_path)
                 self.adapter.restructure(self.model, saved["adapter"]["state"])
             stored = stored_parameters(self.model)
-            engines.cut(engine, self.model)
-            fill(self.model, stored, engine.root_device, lambda p: engines.cut_parameter(engine, p))
+            engine.cut(self.model)
+            fill(self.model, stored, self.trainer.strategy.root_device, engine.cut_parameter)
         # DDP would replace each process' masks by the first one's.
         names = [f"model.{name}" for name in gate_buffers(self.model)]
         self._ddp_params_and_buffers_to_ignore = names
@@ -181,7 +181,7 @@ class AdaptedModule(LightningModule):
 
     def _base(self) -> Any:
         """The base, without values where the engine lets each process read its share of them."""
-        if self._trainer is None or not engines.fills_shares(self.trainer.strategy):
+        if self._trainer is None or not engines.traits(self.trainer.strategy).fills_shares:
             return self.load_base()
         try:
             self._refuse_shares()
@@ -215,7 +215,7 @@ class AdaptedModule(LightningModule):
         if reads:
             raise UserError(
                 f"{type(self.adapter).__name__} reads the base's weights when it is attached, and "
-                f"{engines.name_of(self.trainer.strategy)} loads them later: add "
+                f"{engines.traits(self.trainer.strategy).name} loads them later: add "
                 f"{engines.WEIGHTS_AT_ATTACH!r} to its `needs`, to have them loaded before."
             )
         rank_zero_info(str(report))
@@ -236,10 +236,10 @@ class AdaptedModule(LightningModule):
 
     def _refuse_probe(self) -> None:
         """Refuse a strategy that looks at data, before the base is loaded in shares for good."""
-        if engines.cuts_before_probe(self.trainer.strategy) and self.adapter.looks_at_data:
+        if engines.traits(self.trainer.strategy).cuts_when_building and self.adapter.looks_at_data:
             raise UserError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
-                f"{engines.name_of(self.trainer.strategy)} has cut the weights: give "
+                f"{engines.traits(self.trainer.strategy).name} has cut the weights: give "
                 "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
                 "on one device, with DDP or ZeRO-2 and --trainer.max_steps 1."
             )
