@@ -35,7 +35,7 @@ class Fsdp(Whole):
             root.reshard()
 
     def read_share(self, share: Tensor) -> Tensor:
-        """Gather it; what an optimizer keeps whole is taken as it is."""
+        """In full; what an optimizer keeps whole is taken as it is."""
         return share.full_tensor() if isinstance(share, DTensor) else share
 
     def write_share(self, share: Tensor, full: Tensor) -> None:

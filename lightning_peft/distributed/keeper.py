@@ -81,34 +81,20 @@ class Keeper(ABC):
         """The optimizer of torch's form that holds the state, in the one that the trainer has."""
 
     @abstractmethod
-    def moment_keys(self, optimizer: Any) -> list[str]:
-        """Of the entries of the state, those with a number for each value of the parameter.
+    def moments(self, optimizer: Any) -> dict[str, Tensor]:
+        """What the optimizer remembers of each value, by key; nothing before the first step.
 
         Raises:
-            UserError: If the optimizer packs values together, so that none can be taken out.
+            UserError: If it packs values together, so that none can be taken out.
         """
 
     @abstractmethod
-    def read_share(self, share: Tensor) -> Tensor:
-        """In full what this process has a share of, such as a moment."""
-
-    @abstractmethod
-    def write_share(self, share: Tensor, full: Tensor) -> None:
-        """Set a share from what it is a share of."""
+    def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
+        """Set a moment, which begins with this where there was none."""
 
     def state(self, optimizer: Any) -> dict[str, Any]:
         """The state of what is stepped, in shares, for reading; empty before the first step."""
         return self.holder(optimizer).state.get(self.stepped(), {})
-
-    def moments(self, optimizer: Any) -> dict[str, Tensor]:
-        """What the optimizer remembers of each value, by key."""
-        state = self.state(optimizer)
-        return {key: self.read_share(state[key]) for key in self.moment_keys(optimizer)}
-
-    def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
-        """Set a moment, which begins with this where there was none."""
-        self.begin_moment(optimizer, key, full.dtype)
-        self.write_share(self.state(optimizer)[key], full)
 
     def begin_moment(self, optimizer: Any, key: str, dtype: torch.dtype) -> None:
         """Make room for a moment, unless it is there: zeros beside what is stepped."""

@@ -50,7 +50,10 @@ def total(tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     if world_size() == 1 or not tensors:
         return list(tensors)
-    dtype = max((t.dtype for t in tensors), key=lambda d: d.itemsize)
+    dtypes = [t.dtype for t in tensors]
+    dtype = max(dtypes, key=lambda d: d.itemsize)
+    if len({d.is_floating_point for d in dtypes}) > 1:
+        dtype = torch.float64  # which holds fractions and counts
     flat = torch.cat([t.detach().reshape(-1).to(sending_device(), dtype) for t in tensors])
     dist.all_reduce(flat)
     parts = flat.split([t.numel() for t in tensors])

@@ -47,8 +47,17 @@ class Whole(Keeper):
         """The optimizer."""
         return optimizer
 
-    def moment_keys(self, optimizer: Any) -> list[str]:
-        """The entries of the parameter's shape."""
+    def moments(self, optimizer: Any) -> dict[str, Tensor]:
+        """The entries of the parameter's shape, themselves and not copies."""
+        state = self.state(optimizer)
+        return {key: self.read_share(state[key]) for key in self._moment_keys(optimizer)}
+
+    def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
+        """Set a moment in its place."""
+        self.begin_moment(optimizer, key, full.dtype)
+        self.write_share(self.state(optimizer)[key], full)
+
+    def _moment_keys(self, optimizer: Any) -> list[str]:
         tensors = {k: v for k, v in self.state(optimizer).items() if isinstance(v, Tensor)}
         found = [k for k, v in tensors.items() if v.shape == self.parameter.shape]
         packed = next((k for k, v in tensors.items() if k not in found and v.numel() > 1), None)
@@ -61,9 +70,9 @@ class Whole(Keeper):
         return found
 
     def read_share(self, share: Tensor) -> Tensor:
-        """The tensor itself."""
+        """In full what this process has a share of: the tensor itself."""
         return share
 
     def write_share(self, share: Tensor, full: Tensor) -> None:
-        """Copy the values."""
+        """Set a share from what it is a share of."""
         share.copy_(full)

@@ -34,7 +34,7 @@ class _Zero(Keeper):
         """The optimizer that DeepSpeed's has inside."""
         return self.zero.optimizer
 
-    def moment_keys(self, optimizer: Any) -> list[str]:
+    def _moment_keys(self, optimizer: Any) -> list[str]:
         """The entries of the flat share's shape, in the same order on all processes."""
         flat, state = self.stepped(), self.state(optimizer)
         return [k for k in sorted(state) if _is_like(state[k], flat)]
@@ -79,7 +79,7 @@ class Zero12(_Zero):
     def write(self, full: Tensor) -> None:
         """Set the value and this process' piece of the flat copy."""
         self.parameter.data.copy_(full)
-        self.write_share(self.stepped(), full)
+        self._write(self.stepped(), full)
 
     def gradient(self) -> Tensor | None:
         """The gradient of the flat copy; None before the first backward pass."""
@@ -103,8 +103,17 @@ class Zero12(_Zero):
         index = next(i for i, group in groups if any(q is self.parameter for q in group))
         return self.zero.single_partition_of_fp32_groups[index]
 
-    def read_share(self, share: Tensor) -> Tensor:
-        """Put the processes' pieces together."""
+    def moments(self, optimizer: Any) -> dict[str, Tensor]:
+        """Put together of all processes' pieces."""
+        state = self.state(optimizer)
+        return {key: self._read(state[key]) for key in self._moment_keys(optimizer)}
+
+    def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
+        """Set this process' piece of a moment."""
+        self.begin_moment(optimizer, key, full.dtype)
+        self._write(self.state(optimizer)[key], full)
+
+    def _read(self, share: Tensor) -> Tensor:
         full = torch.zeros(self.parameter.numel(), dtype=share.dtype, device=sending_device())
         pieces = self._pieces()
         if pieces is not None:
@@ -113,8 +122,7 @@ class Zero12(_Zero):
         dist.all_reduce(full)
         return full.view(self.parameter.shape)
 
-    def write_share(self, share: Tensor, full: Tensor) -> None:
-        """Set this process' piece, if it has one."""
+    def _write(self, share: Tensor, full: Tensor) -> None:
         pieces = self._pieces()
         if pieces is not None:
             own, there = pieces
@@ -173,9 +181,9 @@ class Zero3(_Zero):
     def write(self, full: Tensor) -> None:
         """Set this process' pieces, of the value and of its float32 copy."""
         p = self.parameter
-        self.write_share(p.ds_tensor, full)
+        self._write(p.ds_tensor, full)
         if p.requires_grad and hasattr(p, "_z3_optimizer"):
-            self.write_share(self.zero._get_fp32_opt_state_partition(p, False)[0], full)
+            self._write(self.zero._get_fp32_opt_state_partition(p, False)[0], full)
 
     def gradient(self) -> Tensor | None:
         """The gradient of the float32 copy."""
@@ -184,7 +192,7 @@ class Zero3(_Zero):
     def write_gradient(self, full: Tensor) -> None:
         """Set this process' piece of the gradient."""
         share = self.zero._get_fp32_grad_state_partition(self.parameter, False)[0]
-        self.write_share(share, full)
+        self._write(share, full)
         if self.zero.offload_optimizer:
             self._tell_norm(share)
 
@@ -196,16 +204,15 @@ class Zero3(_Zero):
     def moments(self, optimizer: Any) -> dict[str, Tensor]:
         """As DeepSpeed gathers them, which knows what it has moved elsewhere."""
         read = self.zero.get_full_hp_param
-        return {key: read(self.parameter, key) for key in self.moment_keys(optimizer)}
+        return {key: read(self.parameter, key) for key in self._moment_keys(optimizer)}
 
     def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
         """Set this process' piece of a moment."""
         self.begin_moment(optimizer, key, full.dtype)
         share = self.zero._get_fp32_opt_state_partition(self.parameter, False, key)[0]
-        self.write_share(share, full)
+        self._write(share, full)
 
-    def write_share(self, share: Tensor, full: Tensor) -> None:
-        """Set this process' piece; nothing is sent."""
+    def _write(self, share: Tensor, full: Tensor) -> None:
         padded = torch.zeros(share.numel() * world_size(), dtype=share.dtype)
         padded[: full.numel()] = full.reshape(-1)
         share.data.copy_(padded.view(world_size(), -1)[process_index()].view(share.shape))
