@@ -88,7 +88,9 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Batches for all steps."""
-        return self._loader(self.options.steps, distributed.rank(), distributed.world_size())
+        return self._loader(
+            self.options.steps, distributed.process_index(), distributed.world_size()
+        )
 
     def probe_dataloader(self, ratio: float) -> ResumableDataLoader:
         """Two batches for each process."""

@@ -150,7 +150,7 @@ class RunRecord(Callback):
             "protocol": _protocol(trainer),
             "data_seed": getattr(data, "seed", None),
             "seed": torch.initial_seed(),
-            "engine": engines.name_of(trainer.strategy),
+            "engine": engines.traits(trainer.strategy).name,
             "processes": trainer.world_size,
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,

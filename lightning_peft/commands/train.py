@@ -171,7 +171,7 @@ class PeftCLI(LightningCLI):
         rank_zero_info(f"run folder: {self.folder}")
         if self.ckpt_path is not None or not self._get(self.config, "validate_first"):
             return
-        if engines.cuts_before_probe(self.trainer.strategy):
+        if engines.traits(self.trainer.strategy).cuts_when_building:
             raise UserError(
                 "validate_first: DeepSpeed ZeRO-3 wraps a model once and not again for fit; give "
                 "--validate_first false, and score the base by lightning-peft validate."

@@ -69,3 +69,18 @@ def forget_earlier_starts() -> None:
             return PrefixStore(f"start {start}", make(*args, **kwargs))
 
         rendezvous._create_c10d_store = make_anew
+
+
+def explain(error: BaseException) -> str | None:
+    """What went wrong between processes, in one sentence; None for other errors."""
+    text = " ".join(str(error).split())
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        port = os.environ.get("MASTER_PORT", "of the rendezvous")
+        return (
+            f"the port {port}, by which the processes find each other, is in use; set MASTER_PORT "
+            "to a free one, or unset it to have one chosen."
+        )
+    lost = ("Connection closed by peer", "Connection reset by peer", "remote process has failed")
+    if any(sign in text for sign in lost):
+        return LOST
+    return None

@@ -231,7 +231,7 @@ def fill(
         torch.utils.swap_tensors(parameter, fresh)  # the object stays what others refer to
         if isinstance(parameter, DTensor):
             share = parameter.to_local()
-            start = -(-len(parameter) // distributed.world_size()) * distributed.rank()
+            start = -(-len(parameter) // distributed.world_size()) * distributed.process_index()
             if len(share):  # small ones have no rows for the last processes
                 share.copy_(source.rows(start, start + len(share)))
         else:

@@ -230,7 +230,7 @@ class AdaptedModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin this process' random stream, or go on with that of the interrupted run."""
         if self._begin_random is not None:
-            self._begin_random(distributed.rank())
+            self._begin_random(distributed.process_index())
             self._begin_random = None
 
     # Checkpoints: adapters, structure, random state.
@@ -252,7 +252,7 @@ class AdaptedModule(LightningModule):
         widen_optimizer_states(self.model, checkpoint)
         masks = checkpoint.get("masks", [])
         if len(masks) == distributed.world_size():
-            checkpoint["state_dict"].update(masks[distributed.rank()])
+            checkpoint["state_dict"].update(masks[distributed.process_index()])
         self._begin_random = partial(set_random_state, checkpoint["random_state"])
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

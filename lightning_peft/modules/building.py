@@ -61,10 +61,10 @@ class Building:
         Raises:
             UserError: As said; tells what to give instead.
         """
-        if self._probes and engines.cuts_before_probe(self.engine):
+        if self._probes and engines.traits(self.engine).cuts_when_building:
             raise UserError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
-                f"{engines.name_of(self.engine)} has cut the weights: give "
+                f"{engines.traits(self.engine).name} has cut the weights: give "
                 "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
                 "on one device, with DDP or ZeRO-2 and --trainer.max_steps 1."
             )
@@ -102,16 +102,17 @@ class Building:
         """Have the engine cut the adapted model, and each process read its share of the base."""
         if self.engine is None:
             return
-        if engines.restores_late(self.engine) and self.ckpt_path is not None:
+        engine = engines.traits(self.engine)
+        if engine.restores_late and self.ckpt_path is not None:
             # Layers cannot be shared any more once the engine has wrapped them.
             saved = read_checkpoint(self.ckpt_path)
             self.adapter.restructure(model, saved["adapter"]["state"])
-        stored, engine = stored_parameters(model), self.engine
-        engines.cut(engine, model)
-        fill(model, stored, engine.root_device, lambda p: engines.cut_parameter(engine, p))
+        stored = stored_parameters(model)
+        engine.cut(model)
+        fill(model, stored, self.engine.root_device, engine.cut_parameter)
 
     def _load(self, whole: Callable[[], Any], shapes: Callable[[], Any]) -> Any:
-        if self.engine is None or not engines.fills_shares(self.engine):
+        if self.engine is None or not engines.traits(self.engine).fills_shares:
             return whole()
         try:
             self._refuse_shares()
@@ -143,7 +144,7 @@ class Building:
         """Attach a strategy that reads no weights, as its ``needs`` say; refuse one that does."""
         undeclared = UserError(
             f"{type(self.adapter).__name__} reads the base's weights when it is attached, and "
-            f"{engines.name_of(self.engine)} loads them later: add "
+            f"{engines.traits(self.engine).name} loads them later: add "
             f"{engines.WEIGHTS_AT_ATTACH!r} to its `needs`, to have them loaded before."
         )
         try:

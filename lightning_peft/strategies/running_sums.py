@@ -69,7 +69,7 @@ class RunningSums(dict[str, dict[str, Tensor]]):
         goes on with those of all.
         """
         self.clear()
-        process, processes = distributed.rank(), distributed.world_size()
+        process, processes = distributed.process_index(), distributed.world_size()
         own = states[process] if len(states) == processes else self._common(states[0])
         self.update({layer: dict(sums) for layer, sums in own.items()})
         if len(states) != processes and process == 0:

@@ -255,7 +255,7 @@ class WholeScale(nn.Module):
 def test_gates_that_can_lose_components_are_told_from_those_that_cannot(
     several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "is_distributed", lambda: several)
+    monkeypatch.setattr(distributed.parameters, "is_distributed", lambda: several)
     before = torch.get_rng_state()
     good = [RankDropout(5, 0.5), StepMask(5), LearnedRankMask(5), RankScale(5, 1.0), nn.Dropout()]
     layers = [make_layer(gate) for gate in good]
@@ -275,7 +275,7 @@ def test_a_pruning_method_refuses_such_a_gate_when_it_is_attached(
     tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PrunedLoRA(r=4, target_r=2, rank_gate=WholeScale).attach(tiny_llama())
-    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed.parameters, "is_distributed", lambda: True)
     with pytest.raises(ValueError, match="WholeScale cannot lose components, which this method"):
         PrunedLoRA(r=4, target_r=2, rank_gate=WholeScale).attach(tiny_llama())
     LoRA(r=4, rank_gate=WholeScale).attach(tiny_llama())  # which removes none

@@ -57,7 +57,7 @@ class Examples(Dataset):
 
 class Data(LightningDataModule):
     def train_dataloader(self) -> ResumableDataLoader:
-        rank, world = distributed.rank(), distributed.world_size()
+        rank, world = distributed.process_index(), distributed.world_size()
         data = Examples(MICRO_BATCHES * ROWS)
         sampler = RandomBatchSampler(len(data), ROWS // world, 0, rank, world)
         return ResumableDataLoader(data, sampler, accumulate=ACCUMULATE)

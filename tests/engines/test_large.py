@@ -14,7 +14,7 @@ import torch
 from engine_worker import fit
 from lightning.pytorch import Callback
 
-from lightning_peft import engines
+from lightning_peft.engines import DeepSpeed
 from lightning_peft.modules import CausalLMModule, causal_lm
 from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, PiSSA, PrunedLoRA
 from lightning_peft.testing import random_batch, tiny_llama
@@ -188,13 +188,13 @@ def held_bytes(name: str, rank: int, folder: Path) -> Results:
 
     while_cutting = [0]
 
-    def cut(engine: Any, parameter: Any) -> None:
+    def cut(engine: DeepSpeed, parameter: Any) -> None:
         pieces = pieces_of(made[0].model)
         while_cutting.append(sum(p.numel() * p.element_size() for p in pieces))
         cut_parameter(engine, parameter)
 
-    base, cut_parameter = Base(), engines.cut_parameter
-    engines.cut_parameter = cut
+    base, cut_parameter = Base(), DeepSpeed.cut_parameter
+    DeepSpeed.cut_parameter = cut
     fit(name, LoRA(r=2), folder, make=make, max_steps=1, callbacks=[base])
     # Buffers of DeepSpeed's broadcasts are freed by another thread, which the profiler misses.
     peak = made[0].peak if name == "fsdp" else max(while_cutting)
@@ -253,8 +253,6 @@ def half_precision(name: str, folder: Path) -> Results:
 
 
 def offloaded(name: str, folder: Path) -> Results:
-    from lightning_peft.engines import DeepSpeed
-
     stage = int(name[-1])
 
     def engine() -> DeepSpeed:

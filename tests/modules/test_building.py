@@ -105,9 +105,11 @@ def test_activations_are_recomputed_where_asked(folder: Path) -> None:
     assert not build(Building(LoRA(r=2)), folder).is_gradient_checkpointing
 
 
-def test_a_probe_is_refused_where_weights_are_cut_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = OnCpu()
-    monkeypatch.setattr("lightning_peft.engines.cuts_before_probe", lambda given: given is engine)
+def test_a_probe_is_refused_where_weights_are_cut_before() -> None:
+    class CutsWhenBuilding(OnCpu):
+        cuts_when_building = True
+
+    engine = CutsWhenBuilding()
     Building(LoRADrop(r=2), engine).refuse_probe()  # resumed, or only tested
     Building(LoRA(r=2), engine, prepares=True).refuse_probe()
     with pytest.raises(ValueError, match="LoRADrop looks at data before training, when FSDP2 has"):
