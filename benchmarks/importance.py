@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_peft.adapters import observe_inputs
-from lightning_peft.callbacks.importance import LayerImportance, csv_text, importance_rows
+from lightning_peft.callbacks import LayerImportance
+from lightning_peft.callbacks.importance_file import append_rows, importance_rows
+from lightning_peft.callbacks.measurement import LayerWatch
 from lightning_peft.modules.causal_lm import CausalLMModule
-from lightning_peft.reports.records import IMPORTANCE
 from lightning_peft.strategies import LoRA
 
 NEIGHBOURS = 10  # unwatched steps before and after a watched one, that it is held against
@@ -28,17 +29,15 @@ def run(shape: Shape, rounds: int, **folder: Any) -> None:
     """What the callback adds to a step and to a run, and its error: ``importance.json``."""
     plain, watched = ours(shape), ours(shape)
     model = watched.model  # type: ignore[attr-defined]
-    callback = LayerImportance(1)
     with TemporaryDirectory() as place:
         path = Path(place) / "importance.csv"
 
         def step() -> None:
-            callback._seen = {}
-            with observe_inputs(model, callback._add):
-                watched()
-                lines = csv_text(importance_rows(0, callback._seen), IMPORTANCE)
-            with path.open("a") as file:
-                file.write(lines)
+            watch = LayerWatch(model)
+            watch.start()
+            watched()
+            watch.stop()
+            append_rows(path, importance_rows(0, watch.seen))
 
         seconds = interleave({"LoRA": plain, "watched": step}, rounds, warmup=1)
     every = ratio(seconds, "watched", "LoRA")

@@ -3,7 +3,7 @@
     python benchmarks/plan.py
 
 prints the tables of ``docs/devices.md``. The formulas are compared with the bytes of real runs of
-two processes in ``tests/devices/test_plan.py``.
+two processes in ``tests/engines/test_plan.py``.
 """
 
 from __future__ import annotations

@@ -129,7 +129,27 @@ def train(row: Row, rate: float, seed: int, base: torch.nn.Module) -> dict[str, 
         Validation and test accuracy, parameters, processor seconds of training (``cpu_seconds``).
     """
     torch.manual_seed(seed)
-    model, strategy = copy.deepcopy(base).train(), row.make()
+    model, strategy, data = copy.deepcopy(base).train(), row.make(), data_of(row, seed)
+    strategy.attach(model)
+    start = trainable_parameters(model)
+    began = time.process_time()
+    last = run_steps(model, strategy, data, rate)
+    seconds = time.process_time() - began
+    val, test = score(model, data.val_dataloader()), score(model, test_batches(data))
+    return {
+        "val": val[0],
+        "test": test[0],
+        "val_loss": val[1],
+        "test_loss": test[1],
+        "start": start,
+        "parameters": trainable_parameters(model),
+        "cpu_seconds": round(seconds, 2),
+        "loss": last,
+    }
+
+
+def data_of(row: Row, seed: int) -> ArithmeticDataModule:
+    """The data of a row, in the order of a seed."""
     data = ArithmeticDataModule(
         task="subtraction",
         tokenizer=str(BASE),
@@ -139,9 +159,13 @@ def train(row: Row, rate: float, seed: int, base: torch.nn.Module) -> dict[str, 
         **REGIMES[row.regime],
     )
     data.setup()
-    strategy.attach(model)
-    start = trainable_parameters(model)
-    began = time.process_time()
+    return data
+
+
+def run_steps(
+    model: torch.nn.Module, strategy: AdapterStrategy, data: ArithmeticDataModule, rate: float
+) -> float:
+    """Train an adapted model by hand until a loss is not finite, and return the last one."""
 
     def loss(batch: dict[str, Any]) -> torch.Tensor:
         logits, targets = target_logits(model, batch)
@@ -166,18 +190,7 @@ def train(row: Row, rate: float, seed: int, base: torch.nn.Module) -> dict[str, 
         optimizer.step()
         strategy.after_step(model, optimizer, step)
         optimizer.zero_grad()
-    seconds = time.process_time() - began
-    val, test = score(model, data.val_dataloader()), score(model, test_batches(data))
-    return {
-        "val": val[0],
-        "test": test[0],
-        "val_loss": val[1],
-        "test_loss": test[1],
-        "start": start,
-        "parameters": trainable_parameters(model),
-        "cpu_seconds": round(seconds, 2),
-        "loss": value.item(),
-    }
+    return value.item()
 
 
 class Sample:

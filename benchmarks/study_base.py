@@ -51,10 +51,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    chosen = rng.choice(1000 * 1000, 2000, replace=False)
-    test = np.stack(np.divmod(chosen, 1000), axis=1)
-    held_out = np.zeros(1000 * 1000, dtype=bool)
-    held_out[chosen] = True
+    test, held_out = recipe.hold_out(rng)
     model, began = build(), time.time()
     optimizer = recipe.make_optimizer(model, options.lr)
     for step in range(options.steps):

@@ -157,6 +157,14 @@ def encode_additions(pairs: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
+def hold_out(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the pairs `(HELD_OUT, 2)` that no training sees, and the mask that tells them."""
+    chosen = rng.choice(MAX_OPERAND**2, size=HELD_OUT, replace=False)
+    held_out = np.zeros(MAX_OPERAND**2, dtype=bool)
+    held_out[chosen] = True
+    return np.stack([chosen // MAX_OPERAND, chosen % MAX_OPERAND], axis=1), held_out
+
+
 def draw_pairs(rng: np.random.Generator, count: int, held_out: np.ndarray) -> np.ndarray:
     """Draws `count` operand pairs, none of which is held out.
 
@@ -373,20 +381,7 @@ def make_optimizer(model: LlamaForCausalLM, peak: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
 
 
-def card(
-    args: argparse.Namespace, phases: list[Phase], parameters: int, facts: dict[str, str]
-) -> str:
-    """Writes the model card from what the run measured."""
-    steps = " ".join(map(str, args.steps))
-    mixture = "\n".join(
-        f"{index}. {phase.steps:,} steps of {phase.additions} additions and at most about "
-        f"{phase.copied:,} tokens\n   of copying, {phase.unrelated:.0%} of the lists of unrelated "
-        f"words; peak learning rate {phase.peak:g}, "
-        f"schedules\n   laid out for {phase.horizon:,} steps."
-        for index, phase in enumerate(phases, start=1)
-    )
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    return f"""---
+CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
@@ -394,7 +389,7 @@ pipeline_tag: text-generation
 
 # tiny_llama
 
-A `LlamaForCausalLM` of {parameters:,} parameters (hidden 128, 4 layers, 4 heads, 2 key/value heads,
+A `LlamaForCausalLM` of {parameters} parameters (hidden 128, 4 layers, 4 heads, 2 key/value heads,
 float32) with a byte-level tokenizer of 259 tokens, for the tests and offline examples of
 `lightning_peft`. It is **not a language model of English**: it has seen no natural text, and knows
 only the two tasks below. Nothing measured on it says anything about large models.
@@ -403,14 +398,14 @@ only the two tasks below. Nothing measured on it says anything about large model
 
 ```bash
 python scripts/pretrain_tiny_llama.py --output DIR --steps {steps} \\
-    --seed {args.seed} --threads {args.threads}
+    --seed {seed} --threads {threads}
 ```
 
 All data are generated from the seed. Each step mixes
 
 * additions of operands 0 to 999 in fixed width (`042+917=` -> `0959`), a quarter of them biased
-  towards long carries; {HELD_OUT:,} uniformly drawn pairs are held out of training;
-* copying: random text of up to {LONGEST_PROMPT} bytes that lists made-up labels near its end
+  towards long carries; {held_out} uniformly drawn pairs are held out of training;
+* copying: random text of up to {longest} bytes that lists made-up labels near its end
   (`kvot1/kvot2/kvot3`), answered by one of them at random. Which label is not learnable; that it is
   a listed one is. Among them, fewer and fewer texts to repeat as they are, and in the third
   phase lists to repeat in another order. In the last phase, with texts of up to 1,000 bytes, most
@@ -430,6 +425,31 @@ The loss covers the answers with their `</s>`, and the later labels of a numbere
 
 License: Apache-2.0.
 """
+
+
+def card(
+    args: argparse.Namespace, phases: list[Phase], parameters: int, facts: dict[str, str]
+) -> str:
+    """Writes the model card from what the run measured."""
+    steps = " ".join(map(str, args.steps))
+    mixture = "\n".join(
+        f"{index}. {phase.steps:,} steps of {phase.additions} additions and at most about "
+        f"{phase.copied:,} tokens\n   of copying, {phase.unrelated:.0%} of the lists of unrelated "
+        f"words; peak learning rate {phase.peak:g}, "
+        f"schedules\n   laid out for {phase.horizon:,} steps."
+        for index, phase in enumerate(phases, start=1)
+    )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    return CARD.format(
+        parameters=f"{parameters:,}",
+        steps=steps,
+        seed=args.seed,
+        threads=args.threads,
+        held_out=f"{HELD_OUT:,}",
+        longest=LONGEST_PROMPT,
+        mixture=mixture,
+        rows=rows,
+    )
 
 
 def save(
@@ -461,24 +481,14 @@ def train_step(
     return [loss.item() for loss in losses]
 
 
-def pretrain(args: argparse.Namespace) -> None:
-    """Trains the model, reporting every 250 steps and saving every 500."""
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    generator = np.random.default_rng(args.seed)
-    chosen = generator.choice(MAX_OPERAND**2, size=HELD_OUT, replace=False)
-    held_out = np.zeros(MAX_OPERAND**2, dtype=bool)
-    held_out[chosen] = True
-    held_out_pairs = np.stack([chosen // MAX_OPERAND, chosen % MAX_OPERAND], axis=1)
-    # A stream of its own, so that the test prompts do not depend on the training.
-    test_rng = random.Random(f"{args.seed}-choice")
-    choices = [draw_choice(test_rng, prompt_length(test_rng, 1.0)) for _ in range(HELD_OUT)]
+def phases_of(steps: list[int]) -> list[Phase]:
+    """Lays out the phases of the training.
 
-    tokenizer = build_tokenizer()
-    model = build_model(len(tokenizer))
-    parameters = sum(p.numel() for p in model.parameters())
-    first, second, third, fourth = args.steps
-    phases = [
+    Args:
+        steps: Of each of the four.
+    """
+    first, second, third, fourth = steps
+    return [
         Phase(first, first * 8 // 5, 3e-3, 128, 3072, unrelated=0.3, echoes=0.5, curriculum=True),
         # Addition is known by now, and needs only to be kept.
         Phase(second, second * 2, 2e-3, 32, 4096, unrelated=0.5, echoes=0.0),
@@ -486,53 +496,93 @@ def pretrain(args: argparse.Namespace) -> None:
         Phase(third, third, 2e-3, 32, 4096, unrelated=0.5, echoes=0.8, shuffled=True),
         Phase(fourth, fourth, 1.5e-3, 32, 4096, 0.5, echoes=0.0, sentences=0.7, longest=1000),
     ]
-    total = sum(phase.steps for phase in phases)
-    done, earlier = 0, 0.0
-    if args.resume is not None:
-        model = LlamaForCausalLM.from_pretrained(args.output)
-        done, earlier = sum(args.steps[: args.resume[0]]), float(args.resume[1])
 
-    started = time.perf_counter() - earlier
-    for index, phase in enumerate(phases):
-        if done >= sum(p.steps for p in phases[: index + 1]):
-            continue
-        # Nothing but the weights passes from phase to phase, which makes resuming exact.
-        rng = random.Random(args.seed + index)
-        generator = np.random.default_rng(args.seed + index) if index else generator
-        optimizer = make_optimizer(model, phase.peak)
+
+class Pretraining:
+    """The whole training, reporting every 250 steps and saving every 500.
+
+    Args:
+        args: The command line's.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.phases = args, phases_of(args.steps)
+        self.total = sum(phase.steps for phase in self.phases)
+        self.generator = np.random.default_rng(args.seed)
+        self.held_out_pairs, self.held_out = hold_out(self.generator)
+        # A stream of its own, so that the test prompts do not depend on the training.
+        rng = random.Random(f"{args.seed}-choice")
+        self.choices = [draw_choice(rng, prompt_length(rng, 1.0)) for _ in range(HELD_OUT)]
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(len(self.tokenizer))
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.done, earlier = 0, 0.0
+        if args.resume is not None:
+            self.model = LlamaForCausalLM.from_pretrained(args.output)
+            self.done, earlier = sum(args.steps[: args.resume[0]]), float(args.resume[1])
+        self.started = time.perf_counter() - earlier
+
+    def run(self) -> None:
+        """Trains all phases that are left."""
+        for index, phase in enumerate(self.phases):
+            if self.done < sum(p.steps for p in self.phases[: index + 1]):
+                self.run_phase(index, phase)
+
+    def run_phase(self, index: int, phase: Phase) -> None:
+        """Trains one phase.
+
+        Nothing but the weights passes from phase to phase, which makes resuming exact.
+        """
+        rng = random.Random(self.args.seed + index)
+        generator = np.random.default_rng(self.args.seed + index) if index else self.generator
+        optimizer = make_optimizer(self.model, phase.peak)
         for step in range(phase.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, phase.horizon, phase.peak)
-            sums = encode_additions(draw_pairs(generator, phase.additions, held_out))
+            sums = encode_additions(draw_pairs(generator, phase.additions, self.held_out))
             sums_scored = torch.arange(sums.shape[1]).ge(8).expand_as(sums)
             copying = encode_choices(draw_copying(rng, phase, step / phase.horizon))
-            losses = train_step(model, optimizer, [(sums, sums_scored), copying])
+            losses = train_step(self.model, optimizer, [(sums, sums_scored), copying])
+            self.done += 1
+            self.report(losses, ends_phase=step + 1 == phase.steps)
 
-            done += 1
-            last = done == total
-            seconds = time.perf_counter() - started
-            if done % 50 == 0:
-                addition, choice = losses
-                print(
-                    f"step {done} addition {addition:.4f} choice {choice:.4f} {seconds:.0f}s",
-                    flush=True,
-                )
-            if done % 250 and step + 1 < phase.steps:
-                continue
-            model.eval()
-            tests = choices if last else choices[:50]
-            facts = {
-                "optimiser steps": f"{done:,} of {total:,}",
-                "seconds": f"{seconds:.0f} ({args.threads} CPU threads, shared machine)",
-                "run in one piece": "yes" if args.resume is None else "no, with `--resume`",
-                "exact sums, held-out": f"{addition_accuracy(model, held_out_pairs):.2%}",
-                **choice_facts(model, tokenizer, tests),
-            }
-            print(facts, flush=True)
-            if done % 500 == 0 or step + 1 == phase.steps:
-                readme = card(args, phases, parameters, facts)
-                save(args.output, model, tokenizer, readme)
-            model.train()
+    def report(self, losses: list[float], ends_phase: bool) -> None:
+        """Prints what a step came to, and measures and saves where that is due."""
+        seconds = time.perf_counter() - self.started
+        if self.done % 50 == 0:
+            addition, choice = losses
+            print(
+                f"step {self.done} addition {addition:.4f} choice {choice:.4f} {seconds:.0f}s",
+                flush=True,
+            )
+        if self.done % 250 and not ends_phase:
+            return
+        self.model.eval()
+        facts = self.measure(seconds)
+        print(facts, flush=True)
+        if self.done % 500 == 0 or ends_phase:
+            readme = card(self.args, self.phases, self.parameters, facts)
+            save(self.args.output, self.model, self.tokenizer, readme)
+        self.model.train()
+
+    def measure(self, seconds: float) -> dict[str, str]:
+        """Measures what the card tells; at the end over all test prompts."""
+        tests = self.choices if self.done == self.total else self.choices[:50]
+        addition = addition_accuracy(self.model, self.held_out_pairs)
+        return {
+            "optimiser steps": f"{self.done:,} of {self.total:,}",
+            "seconds": f"{seconds:.0f} ({self.args.threads} CPU threads, shared machine)",
+            "run in one piece": "yes" if self.args.resume is None else "no, with `--resume`",
+            "exact sums, held-out": f"{addition:.2%}",
+            **choice_facts(self.model, self.tokenizer, tests),
+        }
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Trains the model."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    Pretraining(args).run()
 
 
 def parse_args() -> argparse.Namespace:

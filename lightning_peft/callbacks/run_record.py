@@ -1,18 +1,8 @@
-"""What a run was, how it ended, and what it leaves to take away.
-
-``run.json``, and ``adapter/`` in PEFT's format; ``model/`` where a method trains the model's own
-weights and has no adapter.
-"""
+"""What a run was, how it ended, and what it leaves to take away: ``run.json`` and its weights."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import resource
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,15 +10,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from lightning_peft import distributed, engines
-from lightning_peft.adapters import adapter_layers, save_peft, trainable_parameters
+from lightning_peft.adapters import adapter_layers, trainable_parameters
 from lightning_peft.atomic import write_atomically
 from lightning_peft.callbacks.checkpoints import Preempted
-from lightning_peft.strategies.base import AdapterStrategy
-
-PACKAGES = ("torch", "lightning", "transformers", "torchmetrics", "datasets", "lightning-peft")
+from lightning_peft.callbacks.facts import (
+    arguments,
+    commit,
+    numbers,
+    peak_memory_mb,
+    protocol,
+    versions,
+)
+from lightning_peft.callbacks.of_trainer import run_folder, strategy_of
+from lightning_peft.callbacks.take_away import take_away
 
 
 class RunRecord(Callback):
@@ -80,7 +76,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, so that a killed run has its record."""
         self._began, self._started = time.perf_counter(), True
-        # On every rank, since finding it is a broadcast; later on one process may be alone.
+        # On every process, since finding it is a broadcast; later on one process may be alone.
         self._folder = run_folder(trainer)
         self._write(trainer, pl_module, status="running")
 
@@ -94,7 +90,7 @@ class RunRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
-        folder = self._folder = run_folder(trainer)  # on every rank, since it is a broadcast
+        folder = self._folder = run_folder(trainer)  # on every process, since it is a broadcast
         model = getattr(pl_module, "model", pl_module)
         own = [p for layer in adapter_layers(model).values() for p in layer.own_parameters()]
         own += [p for p in model.parameters() if p.requires_grad]
@@ -115,9 +111,8 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say in the record how the run ended."""
-        if (
-            self._started
-        ):  # an earlier failure must not overwrite the record of the run to go on with
+        # An earlier failure must not overwrite the record of the run to go on with.
+        if self._started:
             how = "preempted" if isinstance(exception, Preempted) else "failed"
             self._write(trainer, pl_module, status=f"{how}: {exception}")
 
@@ -129,8 +124,8 @@ class RunRecord(Callback):
         record = (
             json.loads(path.read_text()) if path.is_file() else self._record(trainer, pl_module)
         )
-        record.setdefault("metrics", {}).update(_numbers(trainer.callback_metrics))
-        record["test_protocol"] = _protocol(trainer)
+        record.setdefault("metrics", {}).update(numbers(trainer.callback_metrics))
+        record["test_protocol"] = protocol(trainer)
         _write_json(path, record)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
@@ -139,15 +134,14 @@ class RunRecord(Callback):
             _write_json(self._folder / "run.json", record)
 
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        strategy = next((c for c in callbacks if isinstance(c, AdapterStrategy)), None)
+        strategy = strategy_of(trainer)
         data = getattr(trainer, "datamodule", None)
         return {
             "strategy": type(strategy).__name__ if strategy else None,
-            "arguments": _arguments(strategy) if strategy else {},
+            "arguments": arguments(strategy) if strategy else {},
             "model": getattr(pl_module, "model_name_or_path", None),
             "base": strategy.base_fingerprint if strategy else None,
-            "protocol": _protocol(trainer),
+            "protocol": protocol(trainer),
             "data_seed": getattr(data, "seed", None),
             "seed": torch.initial_seed(),
             "engine": engines.traits(trainer.strategy).name,
@@ -160,56 +154,19 @@ class RunRecord(Callback):
                 "total": sum(distributed.shape(p).numel() for p in pl_module.parameters()),
             },
             "ranks": {name: layer.rank for name, layer in _layers(pl_module).items()},
-            "metrics": _numbers(trainer.callback_metrics),
+            "metrics": numbers(trainer.callback_metrics),
             "exported": self._exported,
             "seconds": round(self.seconds, 2),
             "seconds_per_step": round(self.step_seconds / max(trainer.global_step, 1), 6),
-            "peak_memory_mb": round(_peak_memory_mb(), 1),
-            "versions": {"python": platform.python_version(), **_versions()},
-            "commit": _commit(),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "versions": versions(),
+            "commit": commit(),
         }
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Where a run leaves its files: the first logger's folder, or the trainer's root."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def _has_ended(path: Path) -> bool:
     """Whether a record is of a run that came to its end; one that was killed is "running"."""
     return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
-
-
-def take_away(model: nn.Module, folder: Path) -> str:
-    """Write what a trained model leaves to take away.
-
-    Args:
-        model: The trained model.
-        folder: Where ``adapter/`` or ``model/`` is made.
-
-    Returns:
-        What was written, or why nothing was, for the record.
-    """
-    layers = adapter_layers(model)
-    alive = [layer for layer in layers.values() if layer.rank != 0]
-    unknown = next((layer for layer in alive if layer.peft() is None), None)
-    if unknown is not None:
-        return (
-            f"nothing: PEFT has no form for {type(unknown).__name__}; lightning-peft export "
-            "--merge writes the merged model"
-        )
-    if alive:
-        return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
-    if layers:
-        return "nothing: every layer has lost all its components"
-    if not hasattr(model, "save_pretrained"):
-        return "nothing: there is no adapter, and the model has no save_pretrained"
-    part = folder / ".model.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)  # type: ignore[operator]
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    part.replace(folder / "model")
-    return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"
 
 
 def _layers(pl_module: LightningModule) -> dict[str, Any]:
@@ -219,47 +176,3 @@ def _layers(pl_module: LightningModule) -> dict[str, Any]:
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=2, default=str) + "\n"
     write_atomically(path, lambda part: part.write_text(text))
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items()}
-
-
-def _arguments(strategy: AdapterStrategy) -> dict[str, Any]:
-    """The strategy's public plain attributes, which are its constructor's arguments."""
-    plain = (int, float, str, bool, list, type(None))
-    hidden = {"decisions", "model", "base_fingerprint"}
-    items = vars(strategy).items()
-    return {
-        k: v for k, v in items if isinstance(v, plain) and not k.startswith("_") and k not in hidden
-    }
-
-
-def _protocol(trainer: Trainer) -> str | None:
-    return getattr(getattr(getattr(trainer, "datamodule", None), "protocol", None), "name", None)
-
-
-def _peak_memory_mb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def _commit() -> str | None:
-    """The commit of the working folder's repository, marked where files have changed since."""
-    try:
-        head = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip()

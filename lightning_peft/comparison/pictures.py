@@ -14,13 +14,12 @@ from lightning_peft.reports.by_layer import draw_by_layer
 from lightning_peft.reports.comparison import (
     Curve,
     Drawn,
-    NothingToDraw,
     draw_by_parameters,
     draw_by_seed,
     draw_curves_of,
 )
+from lightning_peft.reports.figures import NothingToDraw, save_figure
 from lightning_peft.reports.grids import make_grids
-from lightning_peft.reports.pictures import save_figure
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, read_metrics, read_table
 
 

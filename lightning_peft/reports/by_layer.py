@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_peft.reports.comparison import NothingToDraw
+from lightning_peft.reports.figures import (
+    NothingToDraw,
+    colour_bar,
+    label_rows,
+    root_scale,
+    shared_panels,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # Value by kind and place among the layers of that kind.
 Values = Mapping[tuple[str, str], float]
@@ -31,57 +40,49 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, digits: int = 2) -> Fi
     Raises:
         NothingToDraw: If there are no values.
     """
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
-
     runs = {run: values for run, values in runs.items() if values}
     if not runs:
         raise NothingToDraw("no run has values by layer yet.")
     kinds = list(dict.fromkeys(kind for values in runs.values() for kind, _ in values))
     layers = sorted({layer for values in runs.values() for _, layer in values}, key=_depth)
-    columns = min(5, len(runs))
-    lines = math.ceil(len(runs) / columns)
     width, height = max(1.6, 0.36 * len(kinds)) + 0.4, min(max(0.26 * len(layers), 1.0), 7) + 0.5
-    size = (max(width * columns, 5.0) + 0.6, height * lines + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    top = max(value for values in runs.values() for value in values.values()) or 1.0
-    norm = PowerNorm(0.5, 0, top)  # on a linear scale, one layer far ahead leaves the others alike
+    figure, axes = shared_panels(len(runs), panel=(width, height), margin=(0.6, 1.1), narrowest=5.0)
+    norm = root_scale(max(max(values.values()) for values in runs.values()) or 1.0)
     for ax, (run, values) in zip(axes, runs.items(), strict=False):
-        grid = np.array(
-            [[values.get((kind, layer), math.nan) for kind in kinds] for layer in layers]
-        )
-        mesh = ax.imshow(np.ma.masked_invalid(grid), cmap="viridis", norm=norm, aspect="auto")
-        ax.set_facecolor("#e4e4e4")
+        mesh = _draw_run(ax, values, kinds, layers, norm, digits)
         ax.set_title(run, fontsize=9)
-        ax.set_xticks(range(len(kinds)), [_short(kind) for kind in kinds], rotation=90, fontsize=7)
-        every = math.ceil(len(layers) / 40)
-        ax.set_yticks(range(0, len(layers), every), layers[::every], fontsize=7)
-        if len(layers) <= 32:
-            _write(ax, grid, norm, digits)
-    for ax in axes[max(len(runs) - columns, 0) : len(runs)]:  # the lowest of each column
-        ax.tick_params(labelbottom=True)
-    for ax in axes[len(runs) :]:
-        ax.set_axis_off()
     figure.supylabel("layer", fontsize=9)
-    bar = figure.colorbar(mesh, ax=list(axes), location="bottom", aspect=50, shrink=0.6, pad=0.02)
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=7)
+    colour_bar(figure, mesh, axes, label, shrink=0.6, numbers=7)
     return figure
 
 
-def _write(ax: object, grid: np.ndarray, norm: object, digits: int) -> None:
+def _draw_run(
+    ax: Axes,
+    values: Values,
+    kinds: Sequence[str],
+    layers: Sequence[str],
+    norm: PowerNorm,
+    digits: int,
+) -> AxesImage:
+    """One run: a row for each layer and a column for each kind."""
+    grid = np.array([[values.get((kind, layer), math.nan) for kind in kinds] for layer in layers])
+    mesh = ax.imshow(np.ma.masked_invalid(grid), cmap="viridis", norm=norm, aspect="auto")
+    ax.set_facecolor("#e4e4e4")
+    short = [kind.removesuffix("_proj") for kind in kinds]
+    ax.set_xticks(range(len(kinds)), short, rotation=90, fontsize=7)
+    label_rows(ax, layers, fontsize=7)
+    if len(layers) <= 32:
+        _write(ax, grid, norm, digits)
+    return mesh
+
+
+def _write(ax: Axes, grid: np.ndarray, norm: PowerNorm, digits: int) -> None:
     """Each value in its cell."""
     for (y, x), value in np.ndenumerate(grid):
         if math.isfinite(value):
-            text = f"{value:.{digits}g}"
-            colour = "white" if norm(value) < 0.6 else "black"  # type: ignore[operator]
-            style = {"ha": "center", "va": "center", "fontsize": 6, "color": colour}
-            ax.text(x, y, text, **style)  # type: ignore[attr-defined]
-
-
-def _short(kind: str) -> str:
-    return kind.removesuffix("_proj")
+            colour = "white" if norm(value) < 0.6 else "black"
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6}
+            ax.text(x, y, f"{value:.{digits}g}", color=colour, **style)
 
 
 def _depth(label: str) -> tuple[float, str]:

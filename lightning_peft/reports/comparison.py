@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_peft.errors import UserError
+from lightning_peft.reports.figures import NothingToDraw, shared_panels
 from lightning_peft.reports.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 GREY = "#8c8c8c"
 Curve = Sequence[tuple[float, float]]
-
-
-class NothingToDraw(UserError):
-    """No run has left what a picture shows."""
 
 
 @dataclass
@@ -123,6 +119,18 @@ def draw_by_seed(runs: Sequence[Drawn], score: str) -> Figure:
         x, height = np.array(found).T
         colour = _colour_map("viridis", i / max(len(seeds) - 1, 1) * 0.9)
         ax.scatter(x, height, s=18, color=[colour], label=f"seed {seed}", zorder=2)
+    _draw_means(ax, shown)
+    ax.set_yticks(range(len(shown)), [run.run for run in shown], fontsize=9)
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_xlabel(f"{score}: seeds, mean with 95 % interval; grey: the baseline's mean")
+    ax.grid(alpha=0.3, axis="x")
+    if len(seeds) <= 12:
+        figure.legend(loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_means(ax: Axes, shown: Sequence[Drawn]) -> None:
+    """Each run's mean and interval in its line, and in grey the mean of its baseline."""
     for y, run in enumerate(shown):
         mean, low, high = _mean(run)
         ax.plot([low, high], [y, y], color="black", lw=1.2, zorder=3)
@@ -131,13 +139,6 @@ def draw_by_seed(runs: Sequence[Drawn], score: str) -> Figure:
             other = next((r for r in shown if r.run == end), None)
             if other:
                 ax.plot([_mean(other)[0]], [y], marker="|", ms=13, mew=1, color=GREY, zorder=1)
-    ax.set_yticks(range(len(shown)), [run.run for run in shown], fontsize=9)
-    ax.set_ylim(len(shown) - 0.5, -0.5)
-    ax.set_xlabel(f"{score}: seeds, mean with 95 % interval; grey: the baseline's mean")
-    ax.grid(alpha=0.3, axis="x")
-    if len(seeds) <= 12:
-        figure.legend(loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-    return figure
 
 
 def draw_curves_of(runs: Sequence[Drawn], metric: str) -> Figure:
@@ -150,15 +151,10 @@ def draw_curves_of(runs: Sequence[Drawn], metric: str) -> Figure:
     Raises:
         NothingToDraw: If none is left.
     """
-    from matplotlib.figure import Figure
-
     shown = [run for run in runs if any(run.curves.values())]
     if not shown:
         raise NothingToDraw(f"no run has {metric} in its metrics.csv yet.")
-    columns = min(5, len(shown))
-    lines = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(2.6 * columns + 0.6, 2.1 * lines + 0.5), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    figure, axes = shared_panels(len(shown), panel=(2.6, 2.1), margin=(0.6, 0.5))
     means = {run.run: _mean_curve(run) for run in shown}
     for ax, run in zip(axes, shown, strict=False):
         for curve in run.curves.values():
@@ -169,10 +165,6 @@ def draw_curves_of(runs: Sequence[Drawn], metric: str) -> Figure:
         ax.set_title(run.run, fontsize=9)
         ax.tick_params(labelsize=7)
         ax.grid(alpha=0.3)
-    for ax in axes[max(len(shown) - columns, 0) : len(shown)]:  # the lowest of each column
-        ax.tick_params(labelbottom=True)
-    for ax in axes[len(shown) :]:
-        ax.set_axis_off()
     figure.supxlabel("optimizer step", fontsize=9)
     figure.supylabel(f"{metric} (dashed: the baseline's mean)", fontsize=9)
     return figure

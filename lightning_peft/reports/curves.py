@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_peft.errors import MissingFile, UserError
-from lightning_peft.reports.pictures import save_figure
-from lightning_peft.reports.records import read_metrics
+from lightning_peft.errors import UserError
+from lightning_peft.reports.figures import save_figure
+from lightning_peft.reports.records import Metrics, read_metrics, series, source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Metrics = dict[str, float]
 
 # Title of each panel and the metrics in it.
 _PANELS = {
@@ -39,7 +37,7 @@ def draw_curves(rows: Sequence[Metrics], title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    found = {name: _series(rows, name) for names in _PANELS.values() for name in names}
+    found = {name: series(rows, name) for names in _PANELS.values() for name in names}
     panels = {panel: [n for n in names if found[n]] for panel, names in _PANELS.items()}
     panels = {panel: names for panel, names in panels.items() if names}
     if not panels:
@@ -76,19 +74,13 @@ def save_curves(folder: str | Path, title: str = "") -> Path:
         UserError: If it holds nothing to draw.
     """
     folder = Path(folder)
-    source = folder / "metrics.csv"
-    if not source.is_file():
-        raise MissingFile(f"{source} does not exist; a fit with a CSVLogger writes it.")
-    return save_figure(draw_curves(read_metrics(source), title), folder / "curves.png")
+    path = source(folder, "metrics.csv", "a fit with a CSVLogger writes it")
+    return save_figure(draw_curves(read_metrics(path), title), folder / "curves.png")
 
 
-def _series(rows: Sequence[Metrics], name: str) -> list[tuple[float, float]]:
-    return sorted((row["step"], row[name]) for row in rows if name in row and "step" in row)
-
-
-def _draw(ax: Axes, name: str, series: list[tuple[float, float]]) -> None:
-    steps, values = zip(*series, strict=True)
-    few = len(series) < 30
+def _draw(ax: Axes, name: str, points: list[tuple[float, float]]) -> None:
+    steps, values = zip(*points, strict=True)
+    few = len(points) < 30
     style = "steps-post" if name == "rank" else "default"
     # Hundreds of noisy training losses stay behind the few validation losses.
     noisy = name == "train_loss" and not few

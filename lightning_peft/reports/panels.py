@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_peft.reports.figures import label_rows, root_scale
 from lightning_peft.reports.grids import Grid
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ def _edges(steps: list[int]) -> list[int]:
 
 def draw_grid(ax: Axes, grid: Grid, marker_of: dict[str, str], top: float) -> QuadMesh:
     """One kind: colour for share, marks for events, words for roles."""
-    from matplotlib.colors import PowerNorm
     from matplotlib.ticker import MaxNLocator
 
     depth, edges = len(grid.layers), _edges(grid.steps)
@@ -47,8 +46,7 @@ def draw_grid(ax: Axes, grid: Grid, marker_of: dict[str, str], top: float) -> Qu
         np.arange(depth + 1) - 0.5,
         np.ma.masked_invalid(grid.share),
         cmap="viridis",
-        # With one layer far ahead of the others, these would all be black on a linear scale.
-        norm=PowerNorm(0.5, vmin=0, vmax=top),
+        norm=root_scale(top),
     )
     mesh.set_gid(f"share:{grid.kind}")
     _draw_marks(ax, grid, marker_of)
@@ -56,8 +54,7 @@ def draw_grid(ax: Axes, grid: Grid, marker_of: dict[str, str], top: float) -> Qu
     ax.set_xlim(edges[0], max(edges[-1], last_mark))
     ax.set_ylim(depth - 0.5, -0.5)
     ax.set_title(grid.kind, fontsize=10)
-    every = math.ceil(depth / 40)
-    ax.set_yticks(range(0, depth, every), grid.labels[::every])
+    label_rows(ax, grid.labels)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.tick_params(labelsize=7)
     if depth <= 80:
@@ -118,8 +115,7 @@ def draw_ranks(ax: Axes, grids: list[Grid], row_height: float) -> None:
     shared = any(role == "shared" for role in roles.values())
     ax.set_title("rank at the end" + (" (s: shared)" if shared else ""), fontsize=10)
     ax.set_xticks(range(len(grids)), [grid.kind for grid in grids], rotation=35, ha="right")
-    every = math.ceil(len(labels) / 40)
-    ax.set_yticks(range(0, len(labels), every), labels[::every])
+    label_rows(ax, labels)
     ax.set_ylabel("layer")
     ax.tick_params(labelsize=7)
     if font < 4:

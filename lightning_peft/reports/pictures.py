@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_peft.atomic import write_atomically
-from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.errors import UserError
+from lightning_peft.reports.figures import colour_bar, hide, save_figure
 from lightning_peft.reports.grids import Grid, make_grids
 from lightning_peft.reports.panels import MISSING, draw_grid, draw_magnitude, draw_ranks, markers
-from lightning_peft.reports.records import DECISIONS, IMPORTANCE, MEASURES, Row, read_table
+from lightning_peft.reports.records import (
+    DECISIONS,
+    IMPORTANCE,
+    MEASURES,
+    Row,
+    read_if_there,
+    read_table,
+    source,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +50,9 @@ def draw_importance(rows: Sequence[Row], decisions: Sequence[Row], title: str) -
     if not rows:
         raise UserError("there are no measured steps to draw.")
     grids = make_grids(rows, decisions)
+    depth = max(len(grid.layers) for grid in grids)
     lines = math.ceil(len(grids) / 4)
     columns = math.ceil(len(grids) / lines)
-    depth = max(len(grid.layers) for grid in grids)
     height = max(lines * (0.75 + min(max(0.17 * depth, 1.3), 12)) + 1.2, 5.6)
     widths = [max(2.6 * columns, 3.2) + 0.4, max(3.6, 1.0 + 0.45 * len(grids))]
     figure = Figure(figsize=(sum(widths), height), layout="constrained")
@@ -53,23 +61,28 @@ def draw_importance(rows: Sequence[Row], decisions: Sequence[Row], title: str) -
     figure.suptitle(f"{title}: {what}" if title else what.capitalize())
     parts: Any = figure.subfigures(1, 2, width_ratios=widths)
     left, right = parts
-    axes = left.subplots(lines, columns, squeeze=False).flatten()
     top = max((row["share"] for row in rows if math.isfinite(row["share"])), default=0) or 1.0
-    for i, (ax, grid) in enumerate(zip(axes, grids, strict=False)):
-        mesh = draw_grid(ax, grid, markers(grids), top)
-        ax.set_ylabel("layer" if i % columns == 0 else "")
-        ax.set_xlabel("optimizer step" if i + columns >= len(grids) else "")
-    for ax in axes[len(grids) :]:
-        ax.set_axis_off()
-    bar = left.colorbar(mesh, ax=list(axes), location="bottom", aspect=50, shrink=0.8, pad=0.02)
-    bar.set_label(f"share of {MEASURES[measure]} within the kind", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    _legend(left, grids)
+    _draw_shares(left, grids, (lines, columns), top, MEASURES[measure])
     ranks, magnitude = right.subplots(2, 1, height_ratios=[1.6, 1])
     draw_ranks(ranks, grids, row_height=72 * 0.5 * height / depth)
     draw_magnitude(magnitude, grids, MEASURES[measure])
     right.legend(loc="outside lower center", fontsize=7, ncols=4, frameon=False)
     return figure
+
+
+def _draw_shares(
+    figure: Any, grids: list[Grid], size: tuple[int, int], top: float, measure: str
+) -> None:
+    """A panel for each kind in ``size`` (lines, columns), with their colours and marks below."""
+    columns = size[1]
+    axes = figure.subplots(*size, squeeze=False).flatten()
+    for i, (ax, grid) in enumerate(zip(axes, grids, strict=False)):
+        mesh = draw_grid(ax, grid, markers(grids), top)
+        ax.set_ylabel("layer" if i % columns == 0 else "")
+        ax.set_xlabel("optimizer step" if i + columns >= len(grids) else "")
+    hide(axes[len(grids) :])
+    colour_bar(figure, mesh, axes, f"share of {measure} within the kind", shrink=0.8, numbers=8)
+    _legend(figure, grids)
 
 
 def save_importance(folder: str | Path, title: str = "") -> Path:
@@ -87,33 +100,12 @@ def save_importance(folder: str | Path, title: str = "") -> Path:
         UserError: If it has no rows, or a file is not as written by the callback.
     """
     folder = Path(folder)
-    source, decided = folder / "importance.csv", folder / "decisions.csv"
-    if not source.is_file():
-        raise MissingFile(
-            f"{source} does not exist; a fit with the callback LayerImportance writes it."
-        )
-    rows = read_table(source, IMPORTANCE)
+    path = source(folder, "importance.csv", "a fit with the callback LayerImportance writes it")
+    rows = read_table(path, IMPORTANCE)
     if not rows:
-        raise UserError(f"{source} has no rows yet: no optimizer step was measured.")
-    decisions = read_table(decided, DECISIONS) if decided.is_file() else []
+        raise UserError(f"{path} has no rows yet: no optimizer step was measured.")
+    decisions = read_if_there(folder / "decisions.csv", DECISIONS)
     return save_figure(draw_importance(rows, decisions, title), folder / "importance.png")
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG file, whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: The file.
-
-    Returns:
-        ``path``.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    write_atomically(path, lambda part: canvas.print_figure(part, format="png", dpi=130))
-    return path
 
 
 def _legend(figure: Any, grids: list[Grid]) -> None:

@@ -1,15 +1,17 @@
-"""Reading what runs leave behind; a run that was killed may have cut off its last line."""
+"""The tables that runs leave behind; a run that was killed may have cut off its last line."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import MissingFile, UserError
 
 Row = dict[str, Any]
+Metrics = dict[str, float]
 
 IMPORTANCE: Mapping[str, Callable[[str], Any]] = {
     "step": int,
@@ -31,6 +33,26 @@ DECISIONS: Mapping[str, Callable[[str], Any]] = {
     "event": str,
     "rank": int,
 }
+
+
+def source(folder: Path, name: str, made: str) -> Path:
+    """A file of a run's folder that must be there.
+
+    Args:
+        folder: The run's folder.
+        name: The file's name.
+        made: What writes it and when, for the error.
+
+    Returns:
+        Its path.
+
+    Raises:
+        MissingFile: If it is not there.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise MissingFile(f"{path} does not exist; {made}.")
+    return path
 
 
 def _records(path: Path) -> list[Row]:
@@ -65,7 +87,27 @@ def read_table(path: Path, columns: Mapping[str, Callable[[str], Any]]) -> list[
     return rows
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_if_there(path: Path, columns: Mapping[str, Callable[[str], Any]]) -> list[Row]:
+    """Read a csv file of known columns as :func:`read_table` does; no rows where there is none."""
+    return read_table(path, columns) if path.is_file() else []
+
+
+def csv_text(rows: Sequence[Row], columns: Iterable[str]) -> str:
+    """Rows as lines of a csv file, without the line of names; floats with nine digits.
+
+    Args:
+        rows: The rows.
+        columns: Names in order.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        values = (row[name] for name in columns)
+        writer.writerow([f"{v:.9g}" if isinstance(v, float) else v for v in values])
+    return text.getvalue()
+
+
+def read_metrics(path: Path) -> list[Metrics]:
     """Read the ``metrics.csv`` of Lightning's CSVLogger.
 
     Args:
@@ -84,3 +126,16 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         ]
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not a table of numbers: {error}.") from error
+
+
+def series(rows: Sequence[Metrics], name: str) -> list[tuple[float, float]]:
+    """Steps and values of one metric, in ascending order.
+
+    Args:
+        rows: Of ``metrics.csv``; a row holds some metrics and their ``step``.
+        name: The metric.
+
+    Returns:
+        (step, value) of each row that holds both.
+    """
+    return sorted((row["step"], row[name]) for row in rows if name in row and "step" in row)

@@ -13,7 +13,15 @@ from lightning_peft.atomic import write_atomically
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.reports.curves import save_curves
 from lightning_peft.reports.pictures import save_importance
-from lightning_peft.reports.records import IMPORTANCE, MEASURES, Row, read_metrics, read_table
+from lightning_peft.reports.records import (
+    IMPORTANCE,
+    MEASURES,
+    Metrics,
+    Row,
+    read_metrics,
+    read_table,
+    source,
+)
 
 
 def report(folder: Path) -> str:
@@ -32,7 +40,9 @@ def report(folder: Path) -> str:
         UserError: If a file is not what a run writes.
     """
     folder = Path(folder)
-    run, metrics = _read_run(folder), _read_metrics(folder)
+    run = _read_run(folder)
+    made = "a fit with a CSVLogger as trainer.logger writes it"
+    metrics = read_metrics(source(folder, "metrics.csv", made))
     name = str(run.get("strategy") or "")
     parts = [f"# {name or 'Run'} in {folder.name}", _facts(run), _metrics_table(run, metrics)]
     save_curves(folder, name)
@@ -50,11 +60,9 @@ def report(folder: Path) -> str:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
     if not folder.is_dir():
         raise MissingFile(f"{folder} is not a folder; give the log folder of a run.")
-    if not path.is_file():
-        raise MissingFile(f"{path} does not exist; lightning-peft fit writes it as it ends.")
+    path = source(folder, "run.json", "lightning-peft fit writes it as it ends")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -62,15 +70,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise UserError(f"{path} does not hold a JSON object; lightning-peft fit writes one.")
     return run
-
-
-def _read_metrics(folder: Path) -> list[dict[str, float]]:
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        raise MissingFile(
-            f"{path} does not exist; a fit with a CSVLogger as trainer.logger writes it."
-        )
-    return read_metrics(path)
 
 
 def _facts(run: Mapping[str, Any]) -> str:
@@ -120,7 +119,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _metrics_table(run: Mapping[str, Any], metrics: list[dict[str, float]]) -> str:
+def _metrics_table(run: Mapping[str, Any], metrics: list[Metrics]) -> str:
     """Final metrics, of the record or else the last of each in ``metrics.csv``."""
     final: dict[str, Any] = {}
     for row in metrics:

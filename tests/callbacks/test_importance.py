@@ -11,12 +11,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_peft.adapters.attach import adapter_layers, kind_of
-from lightning_peft.callbacks.importance import LayerImportance, begin_file
+from lightning_peft.adapters.attach import adapter_layers, kind_of, own_parameters
+from lightning_peft.callbacks.importance import LayerImportance
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, read_table
 from lightning_peft.strategies import FullFineTuning, LoRA, LoRADrop, PrunedLoRA
-
-HEADER = ",".join(IMPORTANCE) + "\n"
 
 
 def batches(count: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -196,26 +194,6 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == len(rows) + 1
 
 
-def test_a_file_goes_on_without_later_steps_and_cut_lines(tmp_path: Path) -> None:
-    path = tmp_path / "importance.csv"
-    early, late = "0,a.q,q,4,0.5,1,output\n", "4,a.q,q,4,0.25,1,output\n"
-    path.write_text(HEADER + early + late + "4,b.q,q,4,0.1")
-    begin_file(path, 4)
-    assert path.read_text() == HEADER + early
-    path.write_text(HEADER + early + "2,a.q,q,4,0.1")
-    begin_file(path, 4)
-    assert path.read_text() == HEADER + early
-    begin_file(path, 0)
-    assert path.read_text() == HEADER
-
-
-def test_a_file_killed_while_its_first_line_was_written_is_begun_anew(tmp_path: Path) -> None:
-    path = tmp_path / "importance.csv"
-    path.write_text("step,lay")
-    begin_file(path, 4)
-    assert path.read_text() == HEADER
-
-
 def test_loggers_get_shares_but_metrics_csv_does_not(tmp_path: Path) -> None:
     class Recorder(Logger):
         name = version = None
@@ -245,7 +223,8 @@ def test_loggers_get_shares_but_metrics_csv_does_not(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_still_leaves_rows(tmp_path: Path) -> None:
     module = Module(LoRA(r=4, init_lora_weights=False))
-    next(iter(adapter_layers(module.model).values())).lora_B.data.fill_(float("nan"))
+    for parameter in own_parameters(next(iter(adapter_layers(module.model).values()))):
+        parameter.data.fill_(float("nan"))
     fit(module, tmp_path, data=batches(1))
     assert all(row["share"] != row["share"] for row in rows_of(tmp_path))
     assert (tmp_path / "importance.png").is_file()

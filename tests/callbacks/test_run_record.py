@@ -1,4 +1,4 @@
-"""What a run leaves to take away, with adapters and without."""
+"""The record of a run, in run.json."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_peft.adapters import adapter_layers, keep_components
-from lightning_peft.callbacks.run_record import take_away
 from lightning_peft.cli import main
-from lightning_peft.strategies import FullFineTuning, LoRA
 
 TINY = """
 trainer: {accelerator: cpu, max_steps: 2, logger: false, enable_progress_bar: false,
@@ -25,38 +22,6 @@ data:
   class_path: ArithmeticDataModule
   init_args: {batch_size: 4, eval_batch_size: 8, val_size: 8, test_size: 8}
 """
-
-
-def test_adapters_are_written_in_pefts_format(tiny_llama, tmp_path: Path) -> None:
-    LoRA(r=4).attach(model := tiny_llama())
-    assert take_away(model, tmp_path).startswith("adapter (PEFT format)")
-    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
-
-
-def test_a_model_without_adapters_is_written_whole(
-    tiny_llama, random_batch, logits, tmp_path: Path
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    FullFineTuning().attach(model := tiny_llama())
-    with torch.no_grad():
-        model.lm_head.weight += 0.1 * torch.randn_like(model.lm_head.weight)
-    for _ in range(2):  # the second replaces the first
-        said = take_away(model, tmp_path)
-    assert "its own weights were trained" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    torch.testing.assert_close(
-        logits(loaded, random_batch(0)), logits(model, random_batch(0)), rtol=0, atol=0
-    )
-
-
-def test_where_all_components_are_gone_it_says_so(tiny_llama, tmp_path: Path) -> None:
-    LoRA(r=1, target_modules=["q_proj"]).attach(model := tiny_llama())
-    for layer in adapter_layers(model).values():
-        keep_components(layer, torch.tensor([], dtype=torch.long))
-    assert take_away(model, tmp_path) == "nothing: every layer has lost all its components"
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("adapter", ["FullFineTuning", "GaLore"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_peft.reports import draw_curves, draw_importance, save_importance
+from lightning_peft.reports import draw_importance, save_importance
 
 Row = dict[str, Any]
 
@@ -122,21 +122,3 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     (tmp_path / "importance.csv").write_text("step,layer,kind,rank,importance,share\n")
     with pytest.raises(ValueError, match="no rows yet"):
         save_importance(tmp_path)
-    with pytest.raises(ValueError, match="none of the metrics"):
-        draw_curves([{"step": 0, "lr": 0.1}])
-
-
-def test_curves_hold_the_metrics() -> None:
-    rows = [
-        {"step": 0.0, "train_loss": 2.0, "rank": 8.0},
-        {"step": 9.0, "val_loss": 1.5},
-        {"step": 10.0, "train_loss": 1.0, "rank": 4.0},
-    ]
-    figure = draw_curves(rows, "PrunedLoRA")
-    lines = {
-        line.get_label(): line.get_xydata().tolist() for ax in figure.axes for line in ax.lines
-    }
-    assert lines["train_loss"] == [[0, 2], [10, 1]]
-    assert lines["val_loss"] == [[9, 1.5]]
-    assert lines["rank"] == [[0, 8], [10, 4]]
-    assert [ax.get_title() for ax in figure.axes] == ["loss", "mean rank"]

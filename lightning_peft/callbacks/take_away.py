@@ -1,0 +1,46 @@
+"""What a trained model leaves to take away.
+
+``adapter/`` in PEFT's format; ``model/`` where a method trains the model's own weights and has no
+adapter.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from lightning_peft.adapters import adapter_layers, save_peft
+
+
+def take_away(model: nn.Module, folder: Path) -> str:
+    """Write what a trained model leaves to take away.
+
+    Args:
+        model: The trained model.
+        folder: Where ``adapter/`` or ``model/`` is made.
+
+    Returns:
+        What was written, or why nothing was, for the record.
+    """
+    layers = adapter_layers(model)
+    alive = [layer for layer in layers.values() if layer.rank != 0]
+    unknown = next((layer for layer in alive if layer.peft() is None), None)
+    if unknown is not None:
+        return (
+            f"nothing: PEFT has no form for {type(unknown).__name__}; lightning-peft export "
+            "--merge writes the merged model"
+        )
+    if alive:
+        return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
+    if layers:
+        return "nothing: every layer has lost all its components"
+    if not hasattr(model, "save_pretrained"):
+        return "nothing: there is no adapter, and the model has no save_pretrained"
+    part = folder / ".model.part"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)  # type: ignore[operator]
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    part.replace(folder / "model")
+    return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"
