@@ -92,7 +92,9 @@ def settings(resolver: Resolver) -> Callable[[list[str]], dict[str, Any]]:
     def resolve(files: list[str]) -> dict[str, Any]:
         key = tuple(files)
         if key not in known:
-            known[key] = resolver.tree([w for f in files for w in ("--config", str(ROOT / f))])
+            words = [w for f in files for w in ("--config", str(ROOT / f))]
+            data = ["--data.data_dir=DATA"] if any("/families/" in f for f in files) else []
+            known[key] = resolver.tree([*words, *data])
         return known[key]
 
     return resolve
