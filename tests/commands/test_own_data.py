@@ -13,7 +13,7 @@ import pytest
 from lightning_peft.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
-SHIPPED = Path(__file__).parents[2] / "configs" / "instruction" / "tiny_own_data.yaml"
+SHIPPED = Path(__file__).parents[2] / "configs" / "families" / "instruction" / "tiny.yaml"
 
 
 @pytest.fixture

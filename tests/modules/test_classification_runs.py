@@ -38,7 +38,7 @@ class Scripted(Metric):
 def write_config(
     path: Path, base: Path, glue: Path, task: str, adapter: dict[str, Any], **trainer: Any
 ) -> Path:
-    protocol = yaml.safe_load((ROOT / "configs/glue/protocol.yaml").read_text())
+    protocol = yaml.safe_load((ROOT / "configs/families/glue/protocol.yaml").read_text())
     callbacks = protocol["trainer"]["callbacks"]
     callbacks[0]["init_args"]["patience"] = 3
     protocol["trainer"] |= {
