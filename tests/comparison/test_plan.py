@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from lightning_peft.comparison.plan import Job, Plan, Resolver, expand, make_plan, to_words
+from lightning_peft.comparison.expand import expand
+from lightning_peft.comparison.plan import Job, Plan, make_plan
 from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
+from lightning_peft.settings.resolve import Resolver
+from lightning_peft.settings.tree import to_words
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")

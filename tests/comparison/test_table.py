@@ -12,8 +12,9 @@ import pytest
 from lightning_peft.comparison.outcomes import Outcomes
 from lightning_peft.comparison.pictures import save_pictures
 from lightning_peft.comparison.plan import Job, Plan
+from lightning_peft.comparison.rows import make_rows
 from lightning_peft.comparison.schema import Comparison, Rates
-from lightning_peft.comparison.table import make_rows, write_table
+from lightning_peft.comparison.table import write_table
 from lightning_peft.comparison.worker import write_result
 from lightning_peft.reports.statistics import bootstrap_interval
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_peft import CausalLMModule, save_peft
 from lightning_peft.adapters import adapter_layers
-from lightning_peft.commands.train import Checkpoints
+from lightning_peft.callbacks import Checkpoints
 from lightning_peft.datamodules import Example, Protocol, TextDataModule
 from lightning_peft.datamodules.loading.examples import Encoder
 from lightning_peft.models.generation import generate
