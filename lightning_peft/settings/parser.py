@@ -46,16 +46,16 @@ class FriendlyParser(LightningArgumentParser):
     ) -> None:
         """Add one that makes the objects of a class, and names its key where they are refused."""
         made = name_refusals(instantiator, class_type)
-        super().add_instantiator(made, class_type, *args, **kwargs)
+        with older_names():
+            super().add_instantiator(made, class_type, *args, **kwargs)
 
     def name_keys(self) -> None:
         """Have the keys of all classes named where an object is refused.
 
         What is added for one of these classes later takes the place of what is added here.
         """
-        with older_names():
-            for cls in KEYS:
-                self.add_instantiator(_make, cls)
+        for cls in KEYS:
+            self.add_instantiator(_make, cls)
 
     def _explain(self) -> str | None:
         words = list(self.args or ())
@@ -75,7 +75,8 @@ def _make(cls: type, *args: Any, **kwargs: Any) -> Any:
 def older_names() -> Iterator[None]:
     """Names whose newer ones older releases of jsonargparse, supported too, do not know."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*(skip_none|instantiate_classes|JSONARGPARSE_DEPR)")
+        older = "skip_none|instantiate_classes|add_instantiator|JSONARGPARSE_DEPR"
+        warnings.filterwarnings("ignore", f"(?s).*({older})")
         yield
 
 
