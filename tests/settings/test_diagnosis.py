@@ -68,7 +68,7 @@ def test_a_message_of_many_lines_becomes_keys_and_reasons() -> None:
   Does not validate against any of the Union subtypes
   Subtypes: [A, B]
   Errors:
-    - Parser key "r": Expected a <class 'int'>
+    Parser key "r": Expected a <class 'int'>
     - Expected a <class 'NoneType'>
   Given value: x"""
     assert shorten(message) == "model.r: Expected a <class 'int'>"
