@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
-from pathlib import Path
 
 from lightning_peft.errors import UserError
 
@@ -62,8 +60,8 @@ def main(args: list[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())
     try:
         _dispatch(words)
-    except Exception as error:
-        if os.environ.get("LIGHTNING_PEFT_TRACEBACK") == "1" or not _is_sentence(error):
+    except UserError as error:
+        if os.environ.get("LIGHTNING_PEFT_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -80,14 +78,3 @@ def _dispatch(words: list[str]) -> None:
         near = difflib.get_close_matches(words[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
         hint = f"did you mean {near[0]}?" if near else "see lightning-peft --help."
         raise UserError(f"{words[0]!r} is no command; {hint}")
-
-
-def _is_sentence(error: Exception) -> bool:
-    """Whether an error is one that this package raised, to be read by a person.
-
-    Whatever comes from deeper down is a bug, here or there, and keeps its traceback.
-    """
-    if not isinstance(error, (ValueError, FileNotFoundError)):
-        return False
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents

@@ -172,9 +172,11 @@ def find_restart(root: str | Path, given: Path | None) -> Path | None:
 
 def _job_began() -> float:
     """When torchrun first started the processes: it then made a folder for their errors."""
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return 0.0
     first = Path(error_file).parent.parent.with_name("attempt_0")
-    return first.stat().st_mtime if error_file and first.is_dir() else 0.0
+    return first.stat().st_mtime if first.is_dir() else 0.0
 
 
 def step_of(path: Path) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lightning_peft import testing
 from lightning_peft.adapters import LoRALinear, adapter_layers
-from lightning_peft.assets import resolve_model
+from lightning_peft.assets import TINY_LLAMA, resolve_model
 from lightning_peft.datamodules import Example
 from lightning_peft.datamodules.loading.batches import PromptDataset
 from lightning_peft.datamodules.loading.examples import Encoder
@@ -117,3 +119,35 @@ def ask(encoder: Encoder) -> Callable[[Sequence[str]], dict[str, Any]]:
         return data.collate([data[i] for i in range(len(data))])
 
     return collate
+
+
+@pytest.fixture(scope="session")
+def resolver() -> Iterator[Any]:
+    """Resolves configurations; its parser is made once for all tests."""
+    from lightning_peft.settings.resolve import Resolver
+
+    before = sys.argv
+    sys.argv = ["lightning-peft"]
+    yield Resolver()
+    sys.argv = before
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random LLaMA, smaller than the embedded one, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY_LLAMA).save_pretrained(folder)
+    return folder

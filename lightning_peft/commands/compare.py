@@ -7,9 +7,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lightning_peft.commands.parsing import command_parser
 from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
 from lightning_peft.settings.parser import FriendlyParser
 
+DESCRIPTION = (
+    "Options of fit (--data.data_dir DATA) are laid over every run. Started again, a comparison "
+    "goes on."
+)
 # Options of fit that are laid over every run.
 FIT = ("--trainer", "--model", "--data", "--importance", "--checkpoint.", "--record")
 
@@ -21,7 +26,7 @@ def main(words: list[str]) -> None:
         words: The command's options.
 
     Raises:
-        ValueError: In one sentence, if anything is wrong, before anything runs.
+        UserError: In one sentence, if anything is wrong, before anything runs.
     """
     comparison, folder, extra, options = read_comparison(words)
 
@@ -53,14 +58,10 @@ def read_comparison(words: list[str]) -> tuple[Comparison, Path, list[str], Name
         The comparison, the folder of its file, the options of ``fit``, and all others.
 
     Raises:
-        ValueError: In one sentence, if a key or value is wrong.
+        UserError: In one sentence, if a key or value is wrong.
     """
     own, extra = _split(words)
-    parser = FriendlyParser(
-        prog="lightning-peft compare",
-        description="Options of fit (--data.data_dir DATA) are laid over every run. Started again, "
-        "a comparison goes on.",
-    )
+    parser = command_parser(__name__, DESCRIPTION, FriendlyParser)
     parser.add_argument("-c", "--config", action="config", help="The comparison's file.")
     parser.add_class_arguments(Comparison, as_group=False)
     parser.add_argument("--plan_only", type=bool, default=False, help="Say what would run.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from lightning_peft.commands.parsing import command_parser
 from lightning_peft.errors import UserError
 
 EPILOG = """Everything else is an option of fit: --config FILE, --model.adapter.r 64, …
@@ -20,9 +21,9 @@ def main(words: list[str]) -> None:
     Raises:
         UserError: In one sentence, if anything is wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning-peft estimate",
-        description=__doc__,
+    parser = command_parser(
+        __name__,
+        __doc__,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -36,8 +37,8 @@ def main(words: list[str]) -> None:
     )
     options, others = parser.parse_known_args(words)
 
-    from lightning_peft.comparison.plan import Resolver
     from lightning_peft.estimation import estimate
+    from lightning_peft.settings.resolve import Resolver
 
     resolver = Resolver()
     tree = resolver.tree(others)

@@ -5,10 +5,10 @@ A method that trains the model's own weights has no adapter; its model is writte
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.commands.parsing import command_parser
 from lightning_peft.errors import MissingFile, UserError
 
 
@@ -22,7 +22,7 @@ def main(words: list[str]) -> None:
         UserError: If the checkpoint does not belong to its run's configuration, or the folder is
             full.
     """
-    parser = argparse.ArgumentParser(prog="lightning-peft export", description=__doc__)
+    parser = command_parser(__name__, __doc__)
     parser.add_argument(
         "--ckpt_path", required=True, help="a checkpoint, or a run's folder (its newest)"
     )
@@ -38,47 +38,60 @@ def main(words: list[str]) -> None:
     )
     options = parser.parse_args(words)
 
-    from lightning_peft.adapters import adapter_layers, merge, save_peft
-    from lightning_peft.models.quantization import forget_quantization
     from lightning_peft.runs import find_last, folder_of, read_checkpoint
 
     path, output = Path(options.ckpt_path), Path(options.output)
+    if output.is_file():
+        raise UserError(f"--output: {output} is a file; give a new folder.")
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; give a new folder.")
     path = find_last(path) if path.is_dir() else path
     checkpoint = read_checkpoint(path)
     config = Path(options.config) if options.config else folder_of(path) / "config.yaml"
+    print(_write(_restored(config, checkpoint), output, options.merge, options.dequantize))
+
+
+def _restored(config: Path, checkpoint: dict[str, Any]) -> Any:
+    """The run's module as it was when it wrote a checkpoint."""
     module: Any = _module(config)
     module.loads_state = True
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-    module.eval()
+    return module.eval()
+
+
+def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
+    """Write what is asked for, and say what and where it is."""
+    from lightning_peft.adapters import adapter_layers, merge, save_peft
+    from lightning_peft.models.quantization import forget_quantization
+
     adapted = bool(adapter_layers(module.model))
-    if adapted and not options.merge:
+    if adapted and not merges:
         save_peft(module.model, output)
-        print(f"adapter: {output}")
-        return
+        return f"adapter: {output}"
     if adapted:
-        merge(module.model, options.dequantize)
+        merge(module.model, dequantize)
         forget_quantization(module.model)
     module.model.save_pretrained(output)
     _tokenizer(module.model_name_or_path, output)
     reason = "" if adapted else f" ({type(module.adapter).__name__} has no adapter)"
-    print(f"{'merged model' if adapted else 'model'}{reason}: {output}")
+    return f"{'merged model' if adapted else 'model'}{reason}: {output}"
 
 
 def _module(config: Path) -> Any:
     """The run's module, from the ``model`` part of its configuration."""
     if not config.is_file():
         raise MissingFile(f"--config: {config} does not exist; give the run's configuration.")
-    import yaml
-
     import lightning_peft.modules
     import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
     from lightning_peft.settings.parser import make_module
+    from lightning_peft.settings.tree import read_file
 
-    return make_module(yaml.safe_load(config.read_text()).get("model"))
+    content = read_file(str(config), Path())
+    if not content.get("model"):
+        raise UserError(f"--config: {config} has no model; give the run's configuration.")
+    return make_module(content["model"])
 
 
 def _tokenizer(name: str, output: Path) -> None:

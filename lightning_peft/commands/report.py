@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lightning_peft.commands.parsing import command_parser
 
 
 def main(words: list[str]) -> None:
@@ -12,7 +13,7 @@ def main(words: list[str]) -> None:
     Args:
         words: The command's options.
     """
-    parser = argparse.ArgumentParser(prog="lightning-peft report", description=__doc__)
+    parser = command_parser(__name__, __doc__)
     parser.add_argument("folder", help="a run's folder, such as runs/quickstart/version_0")
     options = parser.parse_args(words)
 

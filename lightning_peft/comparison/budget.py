@@ -1,4 +1,4 @@
-"""Runs of one size: the rank at which each has the trainable parameters that all should have."""
+"""Budgets: the rank that gives a run the trainable parameters that all should have; its length."""
 
 from __future__ import annotations
 
@@ -86,3 +86,23 @@ def _largest(low: int, high: int, counts: dict[int, int], count: Count) -> int:
         except ValueError:
             high = middle
     return low
+
+
+def trainer_limits(match: Match | None) -> dict[str, Any]:
+    """What matched steps or seconds set, by key.
+
+    Args:
+        match: The budget, if there is one.
+    """
+    found: dict[str, Any] = {}
+    if match and match.steps is not None:
+        found |= {"trainer.max_steps": match.steps, "trainer.max_epochs": None}
+    if match and match.seconds is not None:
+        found["trainer.max_time"] = _clock(match.seconds)
+    return found
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    return f"{days:02}:{hours:02}:{minutes:02}:{whole % 60:02}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_peft.comparison.outcomes import Outcome, Outcomes
-from lightning_peft.comparison.table import scores_of
+from lightning_peft.comparison.rows import scores_of
 from lightning_peft.reports.by_layer import draw_by_layer
 from lightning_peft.reports.comparison import (
     Curve,

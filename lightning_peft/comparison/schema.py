@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,36 @@ class Comparison:
     curve: str = "val_accuracy"
     workers: int = 1
     threads: int | None = None
+
+
+def check(comparison: Comparison) -> None:
+    """Refuse names and numbers that cannot be, whatever the runs are.
+
+    Args:
+        comparison: As given.
+
+    Raises:
+        UserError: Naming the key.
+    """
+    rates, match = comparison.rates, comparison.match
+    for name in comparison.runs:
+        if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
+            raise UserError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
+    numbers: dict[str, Any] = {"seeds": comparison.seeds}
+    if rates:
+        numbers |= {"rates.values": rates.values, "rates.seeds": rates.seeds}
+        numbers |= {f"rates.values_of.{name}": v for name, v in rates.values_of.items()}
+    for key, values in numbers.items():
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise UserError(f"{key} must be different numbers, at least one, got {values}.")
+    for key, count in (("workers", comparison.workers), ("threads", comparison.threads)):
+        if count is not None and count < 1:
+            raise UserError(f"{key} must be at least 1, got {count}.")
+    if match and not 0 <= match.tolerance < 1:
+        raise UserError(f"match.tolerance must lie in [0, 1), got {match.tolerance}.")
+    budgets = (match.parameters, match.steps, match.seconds) if match else (1,)
+    if not any(budgets):
+        raise UserError("match needs one of parameters, steps and seconds, above zero.")
 
 
 class _UniqueKeys(yaml.SafeLoader):

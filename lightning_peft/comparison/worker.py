@@ -71,8 +71,8 @@ def work(task: Task) -> None:
 def _fit_and_test(task: Task) -> None:
     import torch
 
-    from lightning_peft.commands.train import make_cli
     from lightning_peft.runs import find_last
+    from lightning_peft.settings.cli import make_cli
 
     torch.set_num_threads(task.threads)
     settings = task.folder / "settings.yaml"

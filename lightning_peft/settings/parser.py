@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_peft.errors import UserError
 from lightning_peft.settings.diagnosis import diagnose, shorten
+from lightning_peft.settings.keys import KEYS, Make, name_refusals, refusals_by_class
 
 
 class FriendlyParser(LightningArgumentParser):
-    """LightningCLI's parser, which raises a ``ValueError`` of one sentence where that one exits."""
+    """LightningCLI's parser, which raises a ``UserError`` of one sentence where that one exits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A key cut short is a mistake, and would pass as an abbreviation.
@@ -40,6 +41,22 @@ class FriendlyParser(LightningArgumentParser):
             super().error(message, ex)
         raise UserError(self._explain() or shorten(message)) from ex
 
+    def add_instantiator(
+        self, instantiator: Make, class_type: type, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add one that makes the objects of a class, and names its key where they are refused."""
+        made = name_refusals(instantiator, class_type)
+        with older_names():
+            super().add_instantiator(made, class_type, *args, **kwargs)
+
+    def name_keys(self) -> None:
+        """Have the keys of all classes named where an object is refused.
+
+        What is added for one of these classes later takes the place of what is added here.
+        """
+        for cls in KEYS:
+            self.add_instantiator(_make, cls)
+
     def _explain(self) -> str | None:
         words = list(self.args or ())
         commands = next((a.choices for a in self._actions if isinstance(a.choices, dict)), None)
@@ -50,11 +67,16 @@ class FriendlyParser(LightningArgumentParser):
             return None
 
 
+def _make(cls: type, *args: Any, **kwargs: Any) -> Any:
+    return cls(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def older_names() -> Iterator[None]:
     """Names whose newer ones older releases of jsonargparse, supported too, do not know."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(?s).*(skip_none|instantiate_classes|JSONARGPARSE_DEPR)")
+        older = "skip_none|instantiate_classes|add_instantiator|JSONARGPARSE_DEPR"
+        warnings.filterwarnings("ignore", f"(?s).*({older})")
         yield
 
 
@@ -65,9 +87,14 @@ def make_module(part: Any) -> Any:
         part: What a configuration has under ``model``.
 
     Raises:
-        UserError: As a constructor says it.
+        UserError: If a key or value is wrong, or as a constructor says it.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = FriendlyParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
-    with older_names():
-        return parser.instantiate_classes(parser.parse_object({"model": part})).model
+    parser.name_keys()
+    try:
+        config = parser.parse_object({"model": part})
+    except ArgumentError as error:
+        raise UserError(shorten(str(error))) from error
+    with older_names(), refusals_by_class():
+        return parser.instantiate_classes(config).model

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_peft.errors import MissingFile, UserError
+
 SPEC = ("class_path", "init_args", "dict_kwargs")
 
 
-class Wrong(Exception):
-    """What is wrong with a setting, in one sentence."""
-
-
 def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
-    """Keys and values of the command line in their order."""
+    """Keys and values of the command line in their order.
+
+    Raises:
+        UserError: If a word belongs to no key, or a key has no value.
+    """
     words = list(words)
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            raise Wrong(f"{word!r} belongs to no option; options are written --key value.")
+            raise UserError(f"{word!r} belongs to no option; options are written --key value.")
         key, given, value = word.partition("=")
         if not given:
             if not words or words[0].startswith("--"):
-                raise Wrong(f"{key} needs a value.")
+                raise UserError(f"{key} needs a value.")
             value = words.pop(0)
         key = "config" if key == "-c" else key.lstrip("-")
         if not key.endswith(("+", ".help")):
@@ -33,20 +36,31 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_file(path: str, folder: Path) -> dict[str, Any]:
-    """Read a file of settings."""
+    """Read a file of settings.
+
+    Args:
+        path: As the user wrote it.
+        folder: Where a relative path begins.
+
+    Raises:
+        MissingFile: If there is no such file.
+        UserError: If it cannot be read, is no YAML, or holds no keys.
+    """
     if not (folder / path).is_file():
-        raise Wrong(f"--config: the file {path} does not exist.")
+        raise MissingFile(f"--config: the file {path} does not exist.")
     try:
         content = yaml.safe_load((folder / path).read_text())
-    except UnicodeDecodeError:
-        raise Wrong(f"--config: {path} is no text, so it is no YAML.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: {path} is no text, so it is no YAML.") from error
+    except OSError as error:
+        raise UserError(f"--config: {path} cannot be read ({error.strerror}).") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise Wrong(f"--config: {path}{line} is not valid YAML: {problem}.") from None
+        raise UserError(f"--config: {path}{line} is not valid YAML: {problem}.") from error
     if not isinstance(content, dict):
-        raise Wrong(f"--config: {path} holds no keys.")
+        raise UserError(f"--config: {path} holds no keys.")
     return content
 
 
@@ -100,3 +114,24 @@ def _inner(node: dict[str, Any], name: str) -> dict[str, Any]:
 def _changes_class(old: dict[str, Any], name: Any) -> bool:
     before = old.get("class_path")
     return bool(name) and bool(before) and str(name).split(".")[-1] != str(before).split(".")[-1]
+
+
+def to_words(settings: dict[str, Any]) -> list[str]:
+    """Settings by dotted key as options; shorter keys come first, and with them classes.
+
+    Args:
+        settings: Values by key; a mapping without ``class_path`` is a level of keys.
+    """
+    flat = dict(_flatten(settings, ""))
+    return [
+        f"--{key}={flat[key] if isinstance(flat[key], str) else json.dumps(flat[key])}"
+        for key in sorted(flat, key=lambda key: key.count("."))
+    ]
+
+
+def _flatten(settings: dict[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value and "class_path" not in value:
+            yield from _flatten(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -13,9 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lightning_peft.assets import TINY_LLAMA
 from lightning_peft.cli import main
 from lightning_peft.runs import read_checkpoint
 
@@ -45,27 +43,6 @@ BASELINES = {
 WITHOUT_ADAPTERS = ("GaLore", "FullFineTuning")
 STEPS = 30
 TIMED = {"tokens_per_second"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LLaMA, smaller than the embedded one, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TINY_LLAMA).save_pretrained(folder)
-    return folder
 
 
 def write_config(path: Path, base: Path, name: str) -> Path:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_peft.comparison.plan import Job, Plan, Resolver, expand, make_plan, to_words
-from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
+from lightning_peft.comparison.plan import Job, Plan, make_plan
+from lightning_peft.comparison.schema import Comparison, Match, Rates
+from lightning_peft.settings.resolve import Resolver
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs/quickstart.yaml")
@@ -110,15 +111,6 @@ def test_parameters_are_matched_by_the_rank_at_the_end(resolver: Resolver) -> No
     assert plan.parameters == {"lora": 77824, "pruned": 77824, "sparse": 77824}
 
 
-def test_shorter_keys_come_first_so_that_a_class_comes_before_its_arguments() -> None:
-    given = {"model.adapter.r": 4, "trainer": {"max_steps": 3}, "model.adapter": "LoRA"}
-    words = ["--trainer.max_steps=3", "--model.adapter=LoRA", "--model.adapter.r=4"]
-    assert to_words(given) == words
-
-
-# What is wrong ends in one sentence.
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -158,15 +150,3 @@ def test_what_is_wrong_is_one_sentence(
         make_plan(comparison(**changes), ROOT, (), resolver)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("runs:\n  lora: {}\n  other: {}\n  lora: {}\n")
-    with pytest.raises(ValueError, match="'lora' stands in line 2 and again in line 4"):
-        read_once(path)
-    two = comparison(runs={"a p=1": {}, "a": {}}, grid={"a": {"p": [1]}})
-    with pytest.raises(ValueError, match="two runs have the name 'a p=1'"):
-        expand(two, tmp_path)
-    with pytest.raises(ValueError, match="two runs have the name 'LoRA'"):
-        expand(comparison(runs={"lora": {}, "LoRA": {}}), tmp_path)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lightning_peft.cli import main
-from lightning_peft.comparison.table import MEASURED
+from lightning_peft.comparison.rows import MEASURED
 
 ROOT = Path(__file__).parents[2]
 TIMED = {*MEASURED, "seconds"}

@@ -9,7 +9,9 @@ import pytest
 from transformers import LlamaConfig
 
 from lightning_peft.commands.compare import read_comparison
-from lightning_peft.comparison.plan import Resolver, expand, make_plan
+from lightning_peft.comparison.expand import expand
+from lightning_peft.comparison.plan import make_plan
+from lightning_peft.settings.resolve import Resolver
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(ROOT.glob("configs/compare/*.yaml"))

@@ -213,7 +213,7 @@ def test_a_further_file_moves_any_experiment_to_an_engine(
         pytest.importorskip("deepspeed")
     words = command_of("configs/methods/tiny/prunedlora.yaml")
     made = cli([*words, "--config", f"configs/trainer/{file}.yaml"])
-    assert engines.name_of(made.trainer.strategy) == engine
+    assert engines.traits(made.trainer.strategy).name == engine
     assert type(made.model.adapter).__name__ == "PrunedLoRA"
     assert made.trainer.num_nodes == (2 if file == "multi_node" else 1)
     if "deepspeed" in file:

@@ -1,0 +1,10 @@
+"""What the tests of commands share with those of what a command does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "judging"))
+
+from chat_server import files, serve  # noqa: E402, F401

@@ -1,0 +1,92 @@
+"""A run's adapter is exported from its checkpoint; what cannot be is one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lightning_peft.cli import main as run
+from lightning_peft.commands import export as command
+from lightning_peft.errors import MissingFile, UserError
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds a run of two steps."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = {
+        "trainer.default_root_dir": root,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.limit_val_batches": 0,
+        "trainer.enable_progress_bar": "false",
+        "validate_first": "false",
+        "data.batch_size": 4,
+        "model.adapter.r": 2,
+    }
+    argv, path = sys.argv, sys.path[:]
+    run(["fit", "--config", QUICKSTART, *(f"--{key}={value}" for key, value in settings.items())])
+    sys.argv, sys.path[:] = argv, path
+    return root
+
+
+def test_the_adapter_is_that_of_the_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["--ckpt_path", str(root), "--output", str(tmp_path / "out")])
+    assert capsys.readouterr().out == f"adapter: {tmp_path / 'out'}\n"
+    expected = load_file(root / "version_0/adapter/adapter_model.safetensors")
+    found = load_file(tmp_path / "out/adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_a_merged_model_loads_by_itself(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["--ckpt_path", str(root), "--output", str(tmp_path / "out"), "--merge"])
+    assert capsys.readouterr().out.endswith(f"merged model: {tmp_path / 'out'}\n")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("lora" in name for name in model.state_dict())
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "does not exist; give the run's configuration."),
+        ("a: [", "is not valid YAML"),
+        ("trainer: {}", "has no model; give the run's configuration."),
+        ("model: {class_path: Nothing}", "model"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_sentence(
+    root: Path, tmp_path: Path, content: str | None, sentence: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    if content is not None:
+        config.write_text(content)
+    words = ["--ckpt_path", str(root), "--config", str(config), "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=sentence) as caught:
+        command.main(words)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_folder_a_file_and_a_checkpoint_that_is_not_there_are_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        command.main(["--ckpt_path", "none.ckpt", "--output", str(tmp_path)])
+    with pytest.raises(UserError, match="is a file; give a new folder"):
+        command.main(["--ckpt_path", "none.ckpt", "--output", str(tmp_path / "x")])
+    with pytest.raises(MissingFile, match=r"the checkpoint none.ckpt does not exist"):
+        command.main(["--ckpt_path", "none.ckpt", "--output", str(tmp_path / "new")])

@@ -1,0 +1,47 @@
+"""A comparison's file is read once, and numbers that cannot be are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_peft.comparison.schema import Comparison, Match, Rates, check, read_once
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("runs:\n  lora: {}\n  other: {}\n  lora: {}\n")
+    with pytest.raises(ValueError, match="'lora' stands in line 2 and again in line 4"):
+        read_once(path)
+
+
+def test_a_file_is_what_it_holds_and_one_that_cannot_be_read_is_for_others_to_refuse(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("runs: {a: {r: 1}}\nseeds: [1]\n")
+    assert read_once(path) == {"runs": {"a": {"r": 1}}, "seeds": [1]}
+    path.write_text("[")
+    assert read_once(path) == {}
+    assert read_once(tmp_path / "nowhere.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": []}, r"seeds must be different numbers, at least one, got \[\]."),
+        ({"threads": 0}, "threads must be at least 1, got 0."),
+        ({"match": Match(steps=1, tolerance=1.0)}, r"match.tolerance must lie in \[0, 1\)"),
+        ({"rates": Rates([1.0], values_of={"a": [2.0, 2.0]})}, "rates.values_of.a must be diff"),
+        ({"runs": {".a": {}}}, "runs..a: a run's name is a folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        check(Comparison(**{"runs": {"a": {}}, "folder": "out", **changes}))
+
+
+def test_what_can_be_is_let_through() -> None:
+    check(Comparison({"a": {}}, "out", match=Match(seconds=1.0), rates=Rates([1.0], seeds=[1])))

@@ -1,0 +1,56 @@
+"""Files and options become the configuration that fit would take, and nothing runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_peft.errors import UserError
+from lightning_peft.settings.resolve import Resolver
+
+QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+
+
+def adapter(tree: dict[str, Any]) -> dict[str, Any]:
+    return tree["model"]["init_args"]["adapter"]
+
+
+def test_options_lie_over_the_file(resolver: Resolver, tmp_path: Path) -> None:
+    words = ["--config", QUICKSTART, "--trainer.max_steps", "7", "--model.adapter.r=3"]
+    tree = resolver.tree(words)
+    assert tree["trainer"]["max_steps"] == 7
+    assert adapter(tree)["class_path"] == "lightning_peft.strategies.DropLoRA"
+    assert adapter(tree)["init_args"]["r"] == 3
+    assert "config" not in tree
+    assert resolver.tree(["--config", QUICKSTART])["trainer"]["max_steps"] == 600  # nothing stays
+
+
+def test_null_and_a_class_below_another_are_put_into_a_file(resolver: Resolver) -> None:
+    gate = '{"class_path": "lightning_peft.strategies.RankDropout", "init_args": {"p": 0.25}}'
+    words = ["--model.adapter=PiSSA", "--model.adapter.lora_alpha=null"]
+    tree = resolver.tree(["--config", QUICKSTART, *words, f"--model.adapter.rank_gate={gate}"])
+    assert adapter(tree)["init_args"]["lora_alpha"] is None
+    assert adapter(tree)["init_args"]["rank_gate"]["init_args"]["p"] == 0.25
+
+
+def test_what_is_wrong_is_the_users(resolver: Resolver) -> None:
+    with pytest.raises(UserError, match="model.adapter.rank is no argument of DropLoRA"):
+        resolver.tree(["--config", QUICKSTART, "--model.adapter.rank", "3"])
+    tree = resolver.tree(["--config", QUICKSTART, "--model.adapter.p", "1.5"])
+    with pytest.raises(UserError, match=r"^model.adapter: p must lie in"):
+        resolver.module(tree)
+
+
+def test_the_first_words_may_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lightning-peft"])
+    with pytest.raises(UserError, match="confg is unknown"):
+        Resolver().tree(["--confg", QUICKSTART])
+
+
+def test_a_module_is_that_of_the_configuration(resolver: Resolver) -> None:
+    module = resolver.module(resolver.tree(["--config", QUICKSTART, "--model.adapter.r", "5"]))
+    assert module.adapter.r == 5
+    assert Path(module.model_name_or_path).name == "tiny_llama"

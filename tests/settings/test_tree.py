@@ -1,0 +1,99 @@
+"""Words and files become one tree of settings, later ones over earlier ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_peft.settings.tree import assign, merge, read_file, read_words, to_words
+
+
+def test_words_are_keys_and_values_in_their_order() -> None:
+    words = ["--a.b=1", "-c", "f.yaml", "--x", "-1", "--y+=2", "--model.help", "LoRA"]
+    assert list(read_words(words)) == [("a.b", "1"), ("config", "f.yaml"), ("x", "-1")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["oops"], "'oops' belongs to no option; options are written --key value."),
+        (["--a"], "--a needs a value."),
+        (["--a", "--b", "1"], "--a needs a value."),
+    ],
+)
+def test_words_without_key_or_value_are_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        list(read_words(words))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "the file f.yaml does not exist."),
+        (b"a: [", "f.yaml, line 1 is not valid YAML: "),
+        (b"- 1", "f.yaml holds no keys."),
+        (b"\xff\xfe\x00", "f.yaml is no text, so it is no YAML."),
+    ],
+)
+def test_a_file_that_is_no_settings_is_refused(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / "f.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_file("f.yaml", tmp_path)
+
+
+def test_a_file_is_read_from_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text("a: {b: 1}")
+    assert read_file("f.yaml", tmp_path) == {"a": {"b": 1}}
+
+
+def test_a_file_lies_over_those_before_it() -> None:
+    tree: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
+    merge(tree, {"a": {"c": 4}, "e.f": 5})
+    assert tree == {"a": {"b": 1, "c": 4}, "d": 3, "e": {"f": 5}}
+
+
+def test_another_class_takes_the_arguments_of_the_one_before_away() -> None:
+    tree = {"m": {"class_path": "A", "init_args": {"r": 1}}}
+    merge(tree, {"m": {"class_path": "x.A", "init_args": {"p": 2}}})
+    assert tree["m"] == {"class_path": "x.A", "init_args": {"r": 1, "p": 2}}
+    merge(tree, {"m": {"class_path": "B"}})
+    assert tree["m"] == {"class_path": "B"}
+
+
+def test_a_setting_goes_below_init_args_where_there_is_a_class() -> None:
+    tree: dict[str, Any] = {"m": {"class_path": "A"}, "t": {}}
+    assign(tree, "m.r", 1)
+    assign(tree, "m.gate", "G")
+    assign(tree, "m.gate.p", 2)
+    assign(tree, "t.steps", 3)
+    gate = {"class_path": "G", "init_args": {"p": 2}}
+    assert tree == {
+        "m": {"class_path": "A", "init_args": {"r": 1, "gate": gate}},
+        "t": {"steps": 3},
+    }
+    assign(tree, "m", "x.A")  # the same class
+    assert tree["m"]["init_args"]["r"] == 1
+    assign(tree, "m", "B")
+    assert tree["m"] == "B"
+
+
+def test_shorter_keys_come_first_so_that_a_class_comes_before_its_arguments() -> None:
+    given = {"model.adapter.r": 4, "trainer": {"max_steps": 3}, "model.adapter": "LoRA"}
+    words = ["--trainer.max_steps=3", "--model.adapter=LoRA", "--model.adapter.r=4"]
+    assert to_words(given) == words
+
+
+def test_options_hold_what_yaml_reads_again() -> None:
+    given = {"a": {"class_path": "G", "init_args": {"p": 1}}, "b": None, "c": [1, "x"], "d": {}}
+    words = to_words(given)
+    assert words == [
+        '--a={"class_path": "G", "init_args": {"p": 1}}',
+        "--b=null",
+        '--c=[1, "x"]',
+        "--d={}",
+    ]
