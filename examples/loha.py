@@ -50,9 +50,12 @@ class LoHaLinear(AdaptedLayer):
         ]
 
     def peft(self) -> PeftForm:
-        names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
         return PeftForm(
-            tensors={name: getattr(self, name).detach() for name in names},
+            tensors={  # dead components may stand behind the living ones
+                names[id(parameter)]: parameter.detach().narrow(dim, 0, self.rank)
+                for parameter, dim in self.components()
+            },
             config={"peft_type": "LOHA", "r": self.rank, "alpha": self.scaling * self.rank},
         )
 

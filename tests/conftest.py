@@ -98,6 +98,39 @@ def gradients() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture
+def run_layer() -> Callable[..., list[torch.Tensor]]:
+    """Output, gradient of the input and of every parameter, from one draw of all masks.
+
+    ``run_layer(layer, forward, x)``, forward being the layer or its formula.
+    """
+
+    def run(layer: Any, forward: Callable[..., torch.Tensor], x: torch.Tensor) -> Any:
+        x = x.detach().clone().requires_grad_()
+        layer.zero_grad()
+        torch.manual_seed(3)
+        y = forward(x)
+        (y.float() * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        trained = [p.grad.clone() for p in layer.parameters() if p.requires_grad]
+        return [y.detach(), x.grad, *trained]
+
+    return run
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    """Compares what two calls of ``run_layer`` gave: ``assert_same(ours, theirs, tolerance)``."""
+
+    def same(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance: float) -> None:
+        assert len(ours) == len(theirs) > 3
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            assert b.abs().max() > 0
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+    return same
+
+
+@pytest.fixture
 def model() -> Any:
     """The embedded model in eval, float32."""
     return AutoModelForCausalLM.from_pretrained(resolve_model("tiny_llama")).eval()

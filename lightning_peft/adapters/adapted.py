@@ -26,8 +26,8 @@ class PeftForm:
 
     Attributes:
         tensors: By what follows the layer's full name (``lora_A.weight``).
-        config: Entries of ``adapter_config.json`` beyond plain LoRA's, the same for all layers;
-            ``peft_type`` among them where it is not ``LORA``.
+        config: Entries of ``adapter_config.json`` beyond plain LoRA's, the same for all layers but
+            for ``r`` and ``alpha``; ``peft_type`` among them where it is not ``LORA``.
         shared: What PEFT stores once for all layers, by what follows ``base_model.``.
         scaling: Of LoRA's product, ``alpha / rank`` in PEFT.
     """

@@ -68,10 +68,22 @@ def _lora_config(forms: Mapping[str, PeftForm]) -> dict[str, Any]:
     }
 
 
+def _own_config(forms: Mapping[str, PeftForm]) -> dict[str, Any]:
+    """What the layers say themselves, with PEFT's patterns where their ranks differ."""
+    config = dict(next(iter(forms.values())).config)
+    for key, pattern in (("r", "rank_pattern"), ("alpha", "alpha_pattern")):
+        if key in config:
+            values = {name: form.config[key] for name, form in forms.items()}
+            config[key] = Counter(values.values()).most_common(1)[0][0]
+            others = {_exactly(n): value for n, value in values.items() if value != config[key]}
+            config |= {pattern: others} if others else {}
+    return config
+
+
 def _config(model: nn.Module, forms: Mapping[str, PeftForm], saved: list[str]) -> dict[str, Any]:
     # Which of its model classes PEFT wraps the base in; one that classifies brings its head along.
     task = next((t for end, t in _TASK_TYPES.items() if type(model).__name__.endswith(end)), None)
-    own = next(iter(forms.values())).config
+    own = _own_config(forms)
     kind = own.get("peft_type", "LORA")
     return {
         "peft_type": kind,

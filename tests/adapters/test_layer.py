@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters import LoRALinear, keep_components
-from lightning_peft.strategies import StepMask
-
-
-class Diagonal(nn.Module):
-    """A fixed diagonal, with a value for each component."""
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("values", values)
-
-    def keep(self, indices: Tensor) -> None:
-        self.values = self.values[indices]
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z * self.values.to(z.dtype)
-
-
-def filled(base: nn.Module, r: int = 3, alpha: float = 6.0, **more: Any) -> LoRALinear:
-    """A layer whose B is not zero."""
-    layer = LoRALinear(base, r, alpha, **more)
-    layer.reset_parameters(False)
-    return layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 2.0), (True, 6 / math.sqrt(3))])
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 5, 7)])
-def test_forward_is_the_formula(bias, use_rslora, scaling, shape) -> None:
+def test_forward_is_the_formula(bias, use_rslora, scaling, shape, filled) -> None:
     base = nn.Linear(7, 4, bias=bias, dtype=torch.float64)
     layer = filled(base, use_rslora=use_rslora)
     x = torch.randn(shape, dtype=torch.float64)
@@ -54,7 +31,7 @@ def test_a_new_layer_equals_its_base_bit_for_bit() -> None:
     assert torch.equal(LoRALinear(base, 3, 6, lora_dropout=0.5)(x), base(x))
 
 
-def test_dropout_acts_on_the_input_of_a_alone() -> None:
+def test_dropout_acts_on_the_input_of_a_alone(filled) -> None:
     layer = filled(nn.Linear(50, 4), lora_dropout=0.5)
     x = torch.ones(20, 50)
     torch.manual_seed(0)
@@ -67,7 +44,7 @@ def test_dropout_acts_on_the_input_of_a_alone() -> None:
     torch.testing.assert_close(layer(x), layer.base(x) + 2 * x @ layer.lora_A.T @ layer.lora_B.T)
 
 
-def test_adapters_are_float32_over_a_bfloat16_base() -> None:
+def test_adapters_are_float32_over_a_bfloat16_base(filled) -> None:
     base = nn.Linear(7, 4, dtype=torch.bfloat16)
     layer = filled(base)
     x = torch.randn(5, 7, dtype=torch.bfloat16)
@@ -81,7 +58,7 @@ def test_adapters_are_float32_over_a_bfloat16_base() -> None:
     assert LoRALinear(base, 3, 6, dtype=torch.bfloat16).lora_A.dtype == torch.bfloat16
 
 
-def test_a_layer_of_rank_zero_is_its_base_and_can_still_be_trained() -> None:
+def test_a_layer_of_rank_zero_is_its_base_and_can_still_be_trained(filled) -> None:
     for resize in (True, False):
         layer = filled(nn.Linear(7, 4))
         keep_components(layer, torch.tensor([], dtype=torch.int64), resize=resize)
@@ -95,33 +72,15 @@ def test_a_layer_of_rank_zero_is_its_base_and_can_still_be_trained() -> None:
         assert layer.lora_A.grad is None or not layer.lora_A.grad.any()
 
 
-def test_a_gate_folds_into_b() -> None:
-    values = torch.tensor([0.5, -2.0, 0.0])
-    layer = filled(nn.Linear(7, 4), gate=Diagonal(values)).eval()
-    left, right = layer.factors()
-    torch.testing.assert_close(left, 2 * layer.lora_B.detach() * values)
-    assert torch.equal(right, layer.lora_A)
-    x = torch.randn(5, 7)
-    torch.testing.assert_close(layer(x), layer.base(x) + x @ (left @ right).T)
-    keep_components(layer, torch.tensor([0, 2]))
-    assert torch.equal(layer.factors()[0], left[:, [0, 2]])
-
-
-def test_a_mask_is_read_as_the_identity_and_stays_in_its_mode() -> None:
-    layer = filled(nn.Linear(7, 4), gate=StepMask(3, 0.5)).train()
-    torch.testing.assert_close(layer.factors()[0], 2 * layer.lora_B.detach())
-    assert layer.gate.training
-
-
 @pytest.mark.parametrize("r", [1, 3, 7])
-def test_the_squared_norm_is_the_naive_one(r) -> None:
-    layer = filled(nn.Linear(7, 40), r, gate=Diagonal(torch.linspace(-1, 2, r)))
+def test_the_squared_norm_is_the_naive_one(r, filled, diagonal) -> None:
+    layer = filled(nn.Linear(7, 40), r, gate=diagonal(torch.linspace(-1, 2, r)))
     x = torch.randn(3, 11, 7)
     naive = (x @ layer.delta_weight().T).square().sum(-1)
     torch.testing.assert_close(layer.delta_sq_norm(x), naive, rtol=1e-5, atol=1e-8)
 
 
-def test_a_subclass_is_used_as_it_is() -> None:
+def test_a_subclass_is_used_as_it_is(filled) -> None:
     class Doubling(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -156,3 +115,39 @@ def test_wrong_numbers_are_refused(arguments, sentence) -> None:
         LoRALinear(nn.Linear(3, 3), lora_alpha=1, **arguments)
     with pytest.raises(ValueError, match="init_lora_weights must be .* got 'ones'"):
         LoRALinear(nn.Linear(3, 3), 1, 1).reset_parameters("ones")
+
+
+@pytest.mark.parametrize("resize", [True, False])
+def test_the_living_part_is_read_and_changed_as_a_whole(resize, filled) -> None:
+    layer = filled(nn.Linear(7, 4).requires_grad_(False), r=5)
+    grads = layer.whole_gradients()
+    assert [g.shape for g in grads] == [(5, 7), (4, 5)]
+    assert not grads[0].any()  # no backward pass yet
+    assert not grads[1].any()
+    layer(torch.randn(3, 7)).sum().backward()
+    expected = layer.lora_A.grad[[1, 3]].clone(), layer.lora_B.grad[:, [1, 3]].clone()
+    keep_components(layer, torch.tensor([1, 3]), resize=resize)
+    assert all(map(torch.equal, layer.whole_gradients(), expected))
+    A, B = (part.detach().clone() for part in layer.whole())
+    assert (A.shape, B.shape) == ((2, 7), (4, 2))
+    layer.add_to_whole(torch.ones(2, 7), 2 * torch.ones(4, 2))
+    assert torch.equal(layer.active_A, A + 1)
+    assert torch.equal(layer.active_B, B + 2)
+    assert not layer.lora_A[2:].any()  # what stands behind stays nothing
+    assert not layer.lora_B[:, 2:].any()
+
+
+def test_layers_that_share_train_one_pair(filled) -> None:
+    one, other = (filled(nn.Linear(7, 4)) for _ in range(2))
+    other.share_with(one)
+    assert other.lora_A is one.lora_A
+    assert other.lora_B is one.lora_B
+    assert other.sharing_key == one.sharing_key
+
+
+def test_pefts_form_holds_the_scaling_apart(filled) -> None:
+    layer = filled(nn.Linear(7, 4))
+    form = layer.peft()
+    assert list(form.tensors) == ["lora_A.weight", "lora_B.weight"]
+    torch.testing.assert_close(form.tensors["lora_B.weight"], layer.lora_B.detach())
+    assert (form.config, form.scaling) == ({}, 2.0)

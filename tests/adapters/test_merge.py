@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_peft import merge
 from lightning_peft.adapters import LoRALinear, adapter_layers
-from lightning_peft.adapters.merge import dense_weight
+from lightning_peft.adapters.dense import dense_weight
 from lightning_peft.strategies import DropLoRA, LoRA
 
 

@@ -4,15 +4,46 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft import trainable_parameters
 from lightning_peft.adapters import adapter_layers, merge, save_peft
 from lightning_peft.adapters.dropout import InputDropout
 from lightning_peft.strategies import DoRA, RankDropout
+from lightning_peft.strategies.dora import DoRALinear
 from lightning_peft.testing import check_strategy
 
 ALL = ["q_proj", "v_proj", "down_proj"]
+ROWS = [3, 40]
+
+
+DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float64, 1e-12)]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_it_is_its_formula(bias, p, dtype, tolerance, rows, run_layer, assert_same) -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(20, 12, bias=bias, dtype=dtype).requires_grad_(False)
+    layer = DoRALinear(base, 6, 9, p)
+    layer.reset_parameters(False)
+    nn.init.uniform_(layer.lora_magnitude, 0.5, 1.5)
+    layer.train()
+
+    def formula(x: Tensor) -> Tensor:
+        """Equation 5 with the norm detached, and the change from the dropped input."""
+        dropped = layer.dropout(x)
+        weight = base.weight.to(layer.lora_A.dtype)
+        adapted = weight + layer.scaling * layer.lora_B @ layer.lora_A
+        directed = (layer.lora_magnitude / adapted.norm(dim=1).detach())[:, None] * adapted
+        inside = x.to(weight.dtype), dropped.to(weight.dtype)
+        y = inside[0] @ weight.T + inside[1] @ (directed - weight).T
+        return (y + base.bias if bias else y).to(dtype)
+
+    x = torch.randn(2, rows, 20, dtype=dtype)
+    assert_same(run_layer(layer, layer, x), run_layer(layer, formula, x), tolerance)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -10,71 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.adapters import adapter_layers, adapter_state_dict, load_adapter_state
+from lightning_peft.adapters import adapter_state_dict, load_adapter_state
 from lightning_peft.pruning import activation_recovery, damped, gradient_recovery, gram
 from lightning_peft.strategies import PrunedLoRA, StepMask
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 Small = functools.partial(PrunedLoRA, r=6, target_r=2, prune_every=3, target_modules=TARGETS)
-
-
-class Loop:
-    """A plain training loop that keeps what brute force needs to know."""
-
-    def __init__(self, strategy: PrunedLoRA, make: Any, batches: Any, seed: int = 0) -> None:
-        self.strategy, self.model, self.batches = strategy, make(), batches
-        torch.manual_seed(seed)
-        strategy.attach(self.model)
-        self.layers = adapter_layers(self.model)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad], lr=0.01
-        )
-        self.before: dict[str, dict[str, Tensor]] = {}
-        self.inputs: dict[str, list[Tensor]] = {name: [] for name in self.layers}
-        self.z: dict[str, list[Tensor]] = {name: [] for name in self.layers}
-        for name, layer in self.layers.items():
-            layer.register_forward_pre_hook(functools.partial(self._look, name))
-
-    def _look(self, name: str, layer: Any, args: tuple[Tensor]) -> None:
-        if layer.training:
-            x = args[0].detach()[self.mask]
-            self.z[name].append(x @ layer.active_A.detach().T)
-
-    def backward(self, seed: int) -> None:
-        batch = self.batches(seed)
-        self.mask = batch["attention_mask"].bool()
-        self.model(**batch).loss.backward()
-
-    def update(self, step: int) -> None:
-        self.before = {
-            name: {
-                "B": layer.active_B.detach().clone(),
-                "A": layer.active_A.detach().clone(),
-                "grad_B": layer.lora_B.grad.clone(),
-                "grad_A": layer.lora_A.grad.clone(),
-            }
-            for name, layer in self.layers.items()
-        }
-        self.strategy.before_step(self.model, self.optimizer, step)
-        self.after = {
-            name: (layer.active_B.detach().clone(), layer.active_A.detach().clone())
-            for name, layer in self.layers.items()
-        }
-        self.optimizer.step()
-        self.strategy.after_step(self.model, self.optimizer, step)
-        self.optimizer.zero_grad()
-
-    def step(self, step: int) -> None:
-        self.backward(step)
-        self.update(step)
-
-    def ranks(self) -> list[int]:
-        return [layer.rank for layer in self.layers.values()]
-
-
-@pytest.fixture
-def loop(tiny_llama, random_batch) -> Any:
-    return lambda strategy, seed=0: Loop(strategy, tiny_llama, random_batch, seed)
 
 
 # When.
@@ -122,40 +63,6 @@ def test_accumulated_gradients_make_one_event(loop) -> None:
 # Which.
 
 
-def gap(W: Tensor, G: Tensor) -> Tensor:
-    """The score's half for W (d, r), a component at a time, by solving instead of inverting."""
-    W, G = W.double(), G.double()
-    H = G.T @ G + 1e-6 * torch.eye(W.shape[1], dtype=torch.float64)
-    newton = torch.linalg.solve(H, G.T).T
-    values = []
-    for j in range(W.shape[1]):
-        unit = torch.zeros(W.shape[1], dtype=torch.float64)
-        unit[j] = 1
-        values.append(0.5 * (W - newton)[:, j].square().sum() / torch.linalg.solve(H, unit)[j])
-    return torch.stack(values)
-
-
-def brute_force(criterion: str, m: dict[str, Tensor], z: list[Tensor]) -> Tensor:
-    B, A, gB, gA = (m[k].double() for k in ("B", "A", "grad_B", "grad_A"))
-    wB, wA = B * gB, A * gA
-    if criterion == "gradient":
-        return gap(B, gB) + gap(A.T, gA.T)
-    if criterion == "llm_pruner_element1":
-        return wB.abs().sum(0) + wA.abs().sum(1)
-    if criterion == "llm_pruner_element2":
-        return wB.square().sum(0) + wA.square().sum(1)
-    if criterion == "llm_pruner_taylor2":
-        return (wB - wB**2 / 2).abs().sum(0) + (wA - wA**2 / 2).abs().sum(1)
-    if criterion == "magnitude":
-        return B.norm(dim=0) * A.norm(dim=1)
-    tokens = torch.cat(z).double()
-    C = tokens.T @ tokens / len(tokens)
-    if criterion == "wanda":
-        return C.diagonal().sqrt() * B.norm(dim=0)
-    C = C + 0.01 * C.diagonal().mean() * torch.eye(len(C), dtype=torch.float64)
-    return B.square().sum(0) / torch.linalg.inv(C).diagonal()
-
-
 def kept(scores: Tensor, count: int) -> list[int]:
     return sorted(scores.argsort()[count:].tolist())
 
@@ -173,7 +80,7 @@ CRITERIA = [
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_components_of_the_lowest_scores_leave_and_the_others_are_untouched(
-    criterion, loop
+    criterion, loop, brute_force
 ) -> None:
     run = loop(Small(criterion=criterion, start_step=2))
     events = 0
@@ -210,7 +117,9 @@ def test_random_removal_comes_from_the_global_stream(loop) -> None:
 
 
 @pytest.mark.parametrize(("min_r", "target"), [(0, 2), (2, 3), (3, 3)])
-def test_global_allocation_takes_the_lowest_over_all_above_the_floor(min_r, target, loop) -> None:
+def test_global_allocation_takes_the_lowest_over_all_above_the_floor(
+    min_r, target, loop, brute_force
+) -> None:
     strategy = Small(allocation="global", min_r=min_r, target_r=target, start_step=2, prune_count=3)
     run = loop(strategy)
     for step in range(3):
@@ -236,7 +145,9 @@ def test_global_allocation_takes_the_lowest_over_all_above_the_floor(min_r, targ
 # Recovery.
 
 
-def test_the_gradient_recovery_is_the_formula_with_h_averaged_since_the_last_event(loop) -> None:
+def test_the_gradient_recovery_is_the_formula_with_h_averaged_since_the_last_event(
+    loop, brute_force
+) -> None:
     run = loop(Small(recovery="gradient", start_step=2, damping=0.05, max_ratio=0.5))
     H: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in run.layers}
     for step in range(6):
@@ -264,7 +175,7 @@ def test_the_gradient_recovery_is_the_formula_with_h_averaged_since_the_last_eve
 
 
 @pytest.mark.parametrize("allocation", ["matrix", "global"])
-def test_the_activation_recovery_changes_b_alone(allocation, loop) -> None:
+def test_the_activation_recovery_changes_b_alone(allocation, loop, brute_force) -> None:
     strategy = Small(
         criterion="magnitude", recovery="activation", start_step=2, allocation=allocation
     )
@@ -302,11 +213,11 @@ def test_the_activation_recovery_makes_the_outputs_error_smaller(loop) -> None:
 # Padding, resume, and never coming back.
 
 
-def test_padding_does_not_count_for_activations(tiny_llama, random_batch) -> None:
+def test_padding_does_not_count_for_activations(loop, random_batch) -> None:
     sums = []
     for junk in (0, 1):
         strategy = Small(criterion="wanda", start_step=5, target_modules=["q_proj"])
-        run = Loop(strategy, tiny_llama, random_batch)
+        run = loop(strategy)
         batch = random_batch(1)
         batch["input_ids"] = torch.where(
             batch["attention_mask"].bool(),
