@@ -19,7 +19,7 @@ from lightning_peft.adapters import adapter_layers, keep_components, merge, save
 from lightning_peft.adapters.attach import kind_of
 from lightning_peft.callbacks import LayerImportance, RunRecord
 from lightning_peft.modules import CausalLMModule
-from lightning_peft.reports.records import read_table
+from lightning_peft.reports.records import IMPORTANCE, read_table
 from lightning_peft.testing import check_strategy
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -142,13 +142,13 @@ def test_a_run_says_that_peft_has_no_form_and_records_the_importance(
     assert not (tmp_path / "adapter").exists()
     assert set(record["ranks"].values()) == {None}
     assert record["parameters"]["end"] == 2 * (8 * 6 + 12 * 6)
-    rows = read_table(tmp_path / "importance.csv")
+    rows = read_table(tmp_path / "importance.csv", IMPORTANCE)
     assert len(rows) == 3 * 4
     for row in rows:
-        expected = importance.seen[int(row["step"])]
-        assert float(row["importance"]) == pytest.approx(expected[row["layer"]], rel=1e-3, abs=1e-9)
+        expected = importance.seen[row["step"]]
+        assert row["importance"] == pytest.approx(expected[row["layer"]], rel=1e-3, abs=1e-9)
         kind = [v for n, v in expected.items() if kind_of(n) == kind_of(row["layer"])]
         if sum(kind):
             share = expected[row["layer"]] / sum(kind)
-            assert float(row["share"]) == pytest.approx(share, rel=1e-3)
-    assert any(float(row["importance"]) > 0 for row in rows)
+            assert row["share"] == pytest.approx(share, rel=1e-3)
+    assert any(row["importance"] > 0 for row in rows)

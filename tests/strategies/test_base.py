@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_peft.adapters import LoRALinear, adapter_layers, keep_components
-from lightning_peft.strategies import AdapterStrategy, LoRA
+from lightning_peft.strategies import AdapterStrategy, LoRA, StepMask
 
 # Being called.
 
@@ -107,6 +107,46 @@ def test_a_layer_and_its_start_can_be_replaced(two_linears) -> None:
     for layer in adapter_layers(model).values():
         assert type(layer) is Scaled
         assert (layer.lora_A == 0.5).all()
+
+
+def test_a_form_alone_is_said_in_one_line_and_a_rank_by_layer_in_two(two_linears) -> None:
+    class Scaled(LoRALinear):
+        pass
+
+    class OwnForm(AdapterStrategy):
+        layer_class = Scaled
+
+    class OwnRanks(OwnForm):
+        def layer(self, base: nn.Module, name: str) -> LoRALinear:
+            return Scaled(base, **self.lora_arguments(r={"0": 1, "2": 3}[name]))
+
+    given = {"lora_alpha": 6, "lora_dropout": 0.5, "use_rslora": True, "rank_gate": StepMask}
+    for strategy, ranks in ((OwnForm(r=2, **given), [2, 2]), (OwnRanks(r=2, **given), [1, 3])):
+        strategy.attach(model := two_linears())
+        layers = adapter_layers(model).values()
+        assert [type(layer) for layer in layers] == [Scaled, Scaled]
+        assert [layer.rank for layer in layers] == ranks
+        assert [len(layer.gate.mask) for layer in layers] == ranks
+        assert [layer.scaling for layer in layers] == [6 / r**0.5 for r in ranks]
+        assert {layer.dropout.p for layer in layers} == {0.5}
+
+
+def test_the_optimizer_is_given_what_trains_with_its_names_in_the_models_order(two_linears) -> None:
+    seen: list[str] = []
+
+    class Remembers(AdapterStrategy):
+        def optimizer(self, named_parameters: Any, default: Any) -> Any:
+            named = list(named_parameters)
+            seen.extend(name for name, _ in named)
+            return super().optimizer(named, default)
+
+    model, strategy = two_linears(), Remembers(r=2, modules_to_save=["2"])
+    strategy.attach(model)
+    optimizer = strategy.make_optimizer(model, lambda params: torch.optim.SGD(params, 0.1))
+    assert seen == ["0.lora_A", "0.lora_B", "2.weight", "2.bias"]
+    held = [id(p) for p in optimizer.param_groups[0]["params"]]
+    assert held == [id(model.get_parameter(name)) for name in seen]
+    assert strategy.final_parameters(model) == 2 * (4 + 4) + 2 * 4 + 2
 
 
 def test_decisions_survive_a_checkpoint_and_are_no_alias() -> None:

@@ -52,7 +52,7 @@ class ForgetsDecisions(AdapterStrategy):
     [
         (
             CountsBatches,
-            "CountsBatches: a Lightning run resumed .* ends with another .*lora_B than",
+            "CountsBatches: a Lightning run resumed .* ends with another .*lora_[AB] than",
         ),
         (Stops, "Stops: a Lightning run fails with KeyError: 'nothing here'"),
         (RefusesToLoad, "RefusesToLoad: a resumed Lightning run fails with ValueError: not mine"),
