@@ -22,7 +22,7 @@ class PredictionWriter:
     """Writes ``<task>.jsonl``, one line for each record in the order of the data.
 
     Each line holds index, prompt, output (a list of turns in a conversation), expected, and what
-    the task's ``judge`` adds. While a test runs, every process appends to ``<task>.part<rank>``;
+    the task's ``judge`` adds. While a test runs, every process appends to ``<task>.part<process>``;
     these become the final file when all is there, and a test of the same weights, records and
     protocol that finds them goes on after their last line. ``protocol.json`` says how answers were
     asked for: the protocol, and under ``tasks`` each task's ``records``, their ``fingerprint``, and
@@ -36,11 +36,11 @@ class PredictionWriter:
         data: The data module: ``protocol``, ``test_tasks``, ``test_stamp``, ``judge``, ``score``,
             ``write_answers``.
         weights: What is tested, to tell whether an interrupted test was the same.
-        rank: Of this process.
+        process: Which this is.
     """
 
-    def __init__(self, folder: Path, data: Any, weights: str, rank: int = 0) -> None:
-        self.folder, self.data, self.rank = folder, data, rank
+    def __init__(self, folder: Path, data: Any, weights: str, process: int = 0) -> None:
+        self.folder, self.data, self.process = folder, data, process
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         self._files: dict[str, TextIO] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class PredictionWriter:
         stamps = {task: _as_read(data.test_stamp(task)) for task in data.test_tasks}
         for task, stamp in stamps.items():
             self._take_up(task, {"weights": weights, "changed": changed, **stamp})
-        if rank == 0:
+        if process == 0:
             stamps = {**self._stamps_before(), **stamps}
             own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
             text = json.dumps({**protocol, "tasks": own}, indent=2, ensure_ascii=False) + "\n"
@@ -68,7 +68,7 @@ class PredictionWriter:
 
     def _take_up(self, task: str, stamp: Row) -> None:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
-        path = self.folder / f"{task}.part{self.rank}"
+        path = self.folder / f"{task}.part{self.process}"
         if path.is_file() and is_held(path):
             raise UserError(
                 f"{path} is being written by another test; wait for its end, or take another "
@@ -135,11 +135,11 @@ class PredictionWriter:
             ordered = predictions[task] = [
                 self.rows[task][index] for index in sorted(self.rows[task])
             ]
-            if self.rank == 0:
+            if self.process == 0:
                 self._replace_parts(task, ordered)
             if score and ordered:
                 scores[task] = self.data.score(task, ordered)
-        if self.rank == 0:
+        if self.process == 0:
             self.data.write_answers(self.folder, predictions)
         return scores
 

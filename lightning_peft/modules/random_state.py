@@ -20,7 +20,7 @@ def get_random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(states: Any, rank: int = 0) -> None:
+def set_random_state(states: Any, process: int = 0) -> None:
     """Take back what :func:`get_random_state` gave on each process.
 
     A process that was not there when the states were taken goes on from the first one's, offset. A
@@ -28,10 +28,10 @@ def set_random_state(states: Any, rank: int = 0) -> None:
 
     Args:
         states: The state of each process; or one process' own.
-        rank: Of this process.
+        process: Which this is.
     """
     states = states if isinstance(states, list) else [states]
-    state = states[rank if rank < len(states) else 0]
+    state = states[process if process < len(states) else 0]
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -39,18 +39,18 @@ def set_random_state(states: Any, rank: int = 0) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if rank >= len(states):
-        offset_random_state(rank)
+    if process >= len(states):
+        offset_random_state(process)
 
 
-def offset_random_state(rank: int) -> None:
+def offset_random_state(process: int) -> None:
     """Let each process draw masks of its own, repeatably; the first goes on as if alone.
 
     All processes begin with one stream, in which they have initialised the same adapters.
     """
-    if rank == 0:
+    if process == 0:
         return
-    seed = int(torch.randint(2**31, ())) + rank
+    seed = int(torch.randint(2**31, ())) + process
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -45,7 +45,7 @@ class SaveConfig(SaveConfigCallback):
 
         A start that fails later on must not change the configuration of the run it would resume.
         """
-        folder = trainer.log_dir  # a broadcast: on every rank
+        folder = trainer.log_dir  # a broadcast: on every process
         if stage == "fit" and trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
 

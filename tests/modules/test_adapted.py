@@ -69,7 +69,7 @@ def test_an_adapter_in_pefts_format_is_not_fitted(make: Any, tmp_path: Path) -> 
 
 
 def test_the_random_stream_begins_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapted.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(adapted.distributed, "process_index", lambda: 1)
     drawn = []
     for _ in range(2):
         built = module()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_peft import distributed
+from lightning_peft.distributed import processes
 from lightning_peft.modules.probing import Probe, Shares, prepare_strategy
 from lightning_peft.strategies import AdapterStrategy, LoRA
 from lightning_peft.testing import tiny_llama
@@ -33,10 +33,10 @@ class Fake:
 def test_each_process_has_every_second_batch_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     batches: Any = ["a", "b", "c"]
     for rank, expected in ((0, ["a", "c"]), (1, ["b", None])):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "process_index", lambda rank=rank: rank)
         shares = Shares(batches)
         assert list(shares) == list(shares) == expected
 
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_over_targets() -> None:
 
 def test_a_process_without_a_batch_has_gradients_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     # The other process has four targets: two each on average, which all divide by.
-    monkeypatch.setattr(distributed, "mean", lambda count: (count + 4) / 2)
+    monkeypatch.setattr(processes, "mean", lambda count: (count + 4) / 2)
     module = Fake()
     loss = Probe(module).loss(None)
     loss.backward()

@@ -24,7 +24,7 @@ def processes(monkeypatch):
     """Makes this process one of several: ``processes(rank, count)``."""
 
     def be(rank: int, count: int) -> None:
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "process_index", lambda: rank)
         monkeypatch.setattr(distributed, "world_size", lambda: count)
 
     return be

@@ -123,8 +123,8 @@ def eval_loader(
     data: Any,
     order: Sequence[int],
     batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
+    process: int = 0,
+    processes: int = 1,
     num_workers: int = 0,
 ) -> DataLoader[Any]:
     """Load rows in a fixed order, shared out to processes.
@@ -132,8 +132,8 @@ def eval_loader(
     All processes get the same number of rows, a few of them twice where they do not divide evenly,
     so that none waits for another for ever.
     """
-    share = -(-len(order) // world_size)
-    mine = np.resize(np.asarray(order, dtype=np.int64), share * world_size)[rank::world_size]
+    share = -(-len(order) // processes)
+    mine = np.resize(np.asarray(order, dtype=np.int64), share * processes)[process::processes]
     return DataLoader(
         data,
         batch_size=batch_size,

@@ -22,8 +22,8 @@ class RandomBatchSampler(Sampler[list[int]]):
         size: Number of rows.
         batch_size: Rows in a batch of one process.
         seed: Fixes every epoch's order.
-        rank: This process takes the batches `rank`, `rank + world_size`, … of the epoch's list.
-        world_size: Number of processes; with more than one, batches at the end that would not give
+        process: This one takes batches `process`, `process + processes`, … of the epoch's list.
+        processes: Number of processes; with more than one, batches at the end that would not give
             each process one are left out, so that all take the same number of steps.
 
     Attributes:
@@ -32,10 +32,10 @@ class RandomBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self, size: int, batch_size: int, seed: int = 0, process: int = 0, processes: int = 1
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.process, self.processes = process, processes
         self.epoch = self.start = 0
         self._drawn: tuple[int, list[np.ndarray]] | None = None
 
@@ -51,17 +51,17 @@ class RandomBatchSampler(Sampler[list[int]]):
 
     def step(self, step: int) -> list[np.ndarray]:
         """Return the batches that all processes see together in one step of the epoch."""
-        return self.batches()[step * self.world_size : (step + 1) * self.world_size]
+        return self.batches()[step * self.processes : (step + 1) * self.processes]
 
     def __len__(self) -> int:
         """Return the number of batches that each process sees in a whole epoch."""
         batches = -(-self.size // self.batch_size)
-        return batches if self.world_size == 1 else batches // self.world_size
+        return batches if self.processes == 1 else batches // self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this process' batches of the epoch, from ``start``."""
         steps = range(self.start, len(self))
-        mine = [self.batches()[s * self.world_size + self.rank] for s in steps]
+        mine = [self.batches()[s * self.processes + self.process] for s in steps]
         return (batch.tolist() for batch in mine)
 
 
@@ -76,8 +76,8 @@ class LengthGroupedBatchSampler(RandomBatchSampler):
         lengths: Every row's length in tokens.
         batch_size: As above.
         seed: As above.
-        rank: As above.
-        world_size: As above.
+        process: As above.
+        processes: As above.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class LengthGroupedBatchSampler(RandomBatchSampler):
         lengths: np.ndarray,
         batch_size: int,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
-        super().__init__(len(lengths), batch_size, seed, rank, world_size)
+        super().__init__(len(lengths), batch_size, seed, process, processes)
         self.lengths = lengths
 
     def order(self, rng: np.random.Generator) -> list[np.ndarray]:

@@ -205,24 +205,24 @@ class TokenizedDataModule(LightningDataModule):
     def _sampler(
         self, data: TrainingData, seed: int, processes: tuple[int, int] | None = None
     ) -> RandomBatchSampler:
-        lengths, share = data.lengths(), processes or self._rank()
+        lengths, share = data.lengths(), processes or self._place()
         if self.group_by_length and lengths is not None:
             return LengthGroupedBatchSampler(lengths, self.batch_size, seed, *share)
         return RandomBatchSampler(len(data), self.batch_size, seed, *share)
 
     def _eval_loader(self, data: Any, order: Any) -> DataLoader[Any]:
-        rank, world_size = self._rank()
+        process, count = self._place()
         return eval_loader(
-            data, order, self.eval_batch_size, rank, world_size, num_workers=self.num_workers
+            data, order, self.eval_batch_size, process, count, num_workers=self.num_workers
         )
 
-    def _rank(self) -> tuple[int, int]:
+    def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def _refuse_distributed_sampler(self) -> None:
         connector = getattr(self.trainer, "_accelerator_connector", None)
-        if self._rank()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
+        if self._place()[1] > 1 and getattr(connector, "use_distributed_sampler", False):
             raise UserError(
                 "trainer.use_distributed_sampler is true, which would replace the loaders that "
                 "share the data out and resume by themselves; set it to false."

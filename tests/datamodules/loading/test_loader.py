@@ -34,7 +34,9 @@ def test_windows_hold_their_target_tokens(
 
 
 def test_windows_hold_the_target_tokens_of_all_processes(data: Any, sampler: Any) -> None:
-    loaders = [list(ResumableDataLoader(data, sampler(rank=r, world_size=2), 4)) for r in range(2)]
+    loaders = [
+        list(ResumableDataLoader(data, sampler(process=r, processes=2), 4)) for r in range(2)
+    ]
     for start in range(0, 10, 4):
         window = [b for loader in loaders for b in loader[start : start + 4]]
         assert {b["num_target_tokens"].item() for b in window} == {sum(map(targets_of, window))}

@@ -40,7 +40,7 @@ class TestSamplers:
 
     def test_ranks_share_the_batches_out(self, kind: str, sampler: Any) -> None:
         alone = list(sampler(kind))
-        shares = [list(sampler(kind, rank=r, world_size=3)) for r in range(3)]
+        shares = [list(sampler(kind, process=r, processes=3)) for r in range(3)]
         assert [len(s) for s in shares] == [6, 6, 6]
         assert [b for step in zip(*shares, strict=True) for b in step] == alone[:18]
 
