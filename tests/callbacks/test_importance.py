@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_peft.adapters.attach import adapter_layers, kind_of, own_parameters
+from lightning_peft.adapters.attach import adapter_layers, kind_of
 from lightning_peft.callbacks.importance import LayerImportance
 from lightning_peft.reports.records import DECISIONS, IMPORTANCE, read_table
 from lightning_peft.strategies import FullFineTuning, LoRA, LoRADrop, PrunedLoRA
@@ -223,7 +223,7 @@ def test_loggers_get_shares_but_metrics_csv_does_not(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_still_leaves_rows(tmp_path: Path) -> None:
     module = Module(LoRA(r=4, init_lora_weights=False))
-    for parameter in own_parameters(next(iter(adapter_layers(module.model).values()))):
+    for parameter in next(iter(adapter_layers(module.model).values())).own_parameters():
         parameter.data.fill_(float("nan"))
     fit(module, tmp_path, data=batches(1))
     assert all(row["share"] != row["share"] for row in rows_of(tmp_path))

@@ -17,6 +17,7 @@ from lightning_peft import engines, trainable_parameters
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.commands import train
 from lightning_peft.comparison.plan import Resolver
+from lightning_peft.models.loading import BaseSource
 from lightning_peft.modules import causal_lm
 
 ROOT = Path(__file__).parents[2]
@@ -92,11 +93,11 @@ SHOWN = sorted(
 )
 
 
-def on_meta(name: str, dtype: str, **others: Any) -> LlamaForCausalLM:
+def on_meta(source: BaseSource) -> LlamaForCausalLM:
     """What ``load_causal_lm`` gives, in shape only."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**SHAPES[name]))
-    return model.to(getattr(torch, dtype)).train()
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[source.name]))
+    return model.to(getattr(torch, source.dtype)).train()
 
 
 @pytest.mark.parametrize("config", CONFIGS)

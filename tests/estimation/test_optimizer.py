@@ -25,6 +25,7 @@ from lightning_peft.strategies import LoRA
 def test_state_is_the_moments_of_what_trains(optimizer, moments: int) -> None:
     module = CausalLMModule("tiny_llama", adapter=LoRA(8), optimizer=optimizer)
     trained = [nn.Parameter(torch.empty(5, 7, device="meta")), nn.Parameter(torch.empty(3))]
+    module.model = nn.ParameterList(trained)
     state = optimizer_state(module, trained)
     large = [tensor for tensor in state if tensor.dim()]
     assert value_bytes(large) == moments * 4 * (5 * 7 + 3)
