@@ -114,7 +114,7 @@ class AdaptedLayer(nn.Module):
         delta = self.delta_weight()
         return F.linear(x.to(delta.dtype), delta).square().sum(-1)
 
-    # What of it can be removed, counted and saved.
+    # What can be removed, counted and saved.
 
     def components(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters that hold a slice for each component, with the dimension of that slice."""

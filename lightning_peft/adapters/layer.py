@@ -159,7 +159,7 @@ class LoRALinear(AdaptedLayer):
         x, lora_A, lora_B = in_autocast(x, self.active_A, self.active_B)
         scaling, gate = self.scaling, self.gate
         chosen = chosen_components(gate, self.rank)
-        if chosen is not None:  # of what the gate drops nothing is computed
+        if chosen is not None:  # what the gate drops is not computed
             components, factor = chosen[0].to(x.device, non_blocking=True), chosen[1]
             lora_A, lora_B = lora_A.index_select(0, components), lora_B.index_select(1, components)
             scaling, gate = scaling * factor, None

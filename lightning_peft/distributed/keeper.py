@@ -104,7 +104,7 @@ class Keeper(ABC):
             state[key] = torch.zeros_like(stepped.detach(), dtype=dtype)
 
     def counters(self, optimizer: Any) -> dict[str, Any]:
-        """What of the state is of no single value, such as the number of steps."""
+        """The entries of the state that belong to no single value, such as the number of steps."""
         return {
             key: v
             for key, v in self.state(optimizer).items()

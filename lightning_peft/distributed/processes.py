@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
-    """Whether a process group is up, be it of one process."""
+    """Whether a process group is up, also one of a single process."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -80,7 +80,7 @@ class _Lightnings(Traits):
 
 
 def traits(engine: Any) -> Traits:
-    """What is asked of a trainer's strategy, be it ours or Lightning's."""
+    """What is asked of a trainer's strategy, ours or Lightning's."""
     return engine if isinstance(engine, Traits) else _Lightnings(engine)
 
 

@@ -1,4 +1,4 @@
-"""What a process of a job does about the one that started it, be it the first one or torchrun."""
+"""What a process of a job does about the one that started it: the job's first one, or torchrun."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def value_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors' own values, where a meta tensor is a view of what a real one is a copy."""
+    """Bytes of tensors' own values; a meta tensor may be a view where the real one is a copy."""
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
 

@@ -1,4 +1,4 @@
-"""What of an adapted model goes into a checkpoint, and what a checkpoint must agree with."""
+"""Which parts of an adapted model go into a checkpoint, and what a checkpoint must agree with."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 How the loss is scaled, from the loader to the gradient (this is the one place that says it):
 
-A step should follow the gradient of the mean loss over all *targets* of its window, be they tokens
-or records, however they are spread over micro-batches and processes.
+A step should follow the gradient of the mean loss over all *targets* of its window, tokens or
+records, however they are spread over micro-batches and processes.
 
 1. The loader counts. :class:`~lightning_peft.datamodules.loading.loader.ResumableDataLoader` puts
    the number of targets of the whole window, over all its micro-batches and all processes, into
