@@ -303,7 +303,7 @@ def share_of_two(rank: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     mine = ([[0, 5], [2]], [[1, 3], [4, 0]])[rank]
-    interrupted(folder / "p", Shouting(), "w", mine[0], process=rank)
+    interrupted(folder / "p", Shouting(), "w", mine[0], rank=rank)
     distributed.barrier()
     data = Shouting()
     writer = PredictionWriter(folder / "p", data, "w", rank)
