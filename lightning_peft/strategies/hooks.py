@@ -43,7 +43,9 @@ class StepHooks(Callback):
         """
         layers = list(adapter_layers(model).values())
         self._calls = CallWatch(type(self).__name__, needed, functools.partial(_parameters, layers))
-        for name in ("before_step", "after_step"):
+        # Only these: a noted method refers to its strategy, so that strategy and model go when the
+        # garbage collector comes, and not at once.
+        for name in needed:
             setattr(self, name, self._calls.noting(name, getattr(self, name)))
 
     def on_before_optimizer_step(
