@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, of_system
 
 TRAINER_COMMANDS = {
     "fit": "train an adapter",
@@ -64,6 +64,12 @@ def main(args: list[str] | None = None) -> None:
         if os.environ.get("LIGHTNING_PEFT_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        told = of_system(error)
+        if told is None or os.environ.get("LIGHTNING_PEFT_TRACEBACK") == "1":
+            raise
+        print(f"error: {told}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,6 +1,13 @@
-"""What a user got wrong, said in one sentence."""
+"""What a user got wrong, or the machine refused, said in one sentence."""
 
 from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,3 +24,72 @@ class MissingFile(UserError, FileNotFoundError):
     def __str__(self) -> str:
         """The sentence alone, without the error number of an ``OSError``."""
         return str(self.args[0])
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space; a run goes on with --ckpt_path last",
+    errno.EDQUOT: "free some space; a run goes on with --ckpt_path last",
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "give one that this user may read and write",
+    errno.EPERM: "give one that this user may read and write",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a file stands where a folder should be; give another folder",
+    errno.EEXIST: "a file stands where a folder should be; give another folder",
+    errno.EISDIR: "a folder stands where a file should be; give a file",
+    errno.ELOOP: "its links lead in a circle; give another path",
+    errno.ENOENT: "it is not there, or was removed meanwhile",
+    errno.ESTALE: "it was removed meanwhile",
+    errno.EIO: "the disk, or the network to it, has failed",
+    errno.ENOTEMPTY: "give a new folder",
+    errno.EFBIG: "files of this size are not allowed here; raise the limit (ulimit -f)",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+}
+
+
+def of_system(error: OSError) -> UserError | None:
+    """What the operating system refused, as a sentence with path and reason.
+
+    Args:
+        error: As raised.
+
+    Returns:
+        The sentence; None for an error that is no file's.
+    """
+    if error.filename is None or error.errno not in _REMEDIES:
+        return None
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
+    shown = path if len(path) <= 300 else f"{path[:140]} … {path[-140:]}"
+    return UserError(f"{shown}: {os.strerror(error.errno)}; {_REMEDIES[error.errno]}.")
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within, an error of the operating system is about a file, and says so.
+
+    A full disk is told by the call that writes, which knows no name; libraries that write through
+    code of their own (torch, safetensors) raise errors of other types, which hold its words at
+    best.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: With the file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+    except Exception as error:
+        number = _number_in(str(error))
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _number_in(text: str) -> int | None:
+    """The number of a system's error in a library's words: safetensors ends with `os error 28`."""
+    found = re.search(r"\(os error (\d+)\)", text)
+    return int(found[1]) if found else None

@@ -18,12 +18,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import adapter_layers
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 from lightning_peft.callbacks.importance_file import append_rows, begin_file, importance_rows
 from lightning_peft.callbacks.measurement import LayerWatch, seen_by_all, weight_changes
-from lightning_peft.callbacks.of_trainer import run_folder, strategy_of
+from lightning_peft.callbacks.of_trainer import strategy_of
 from lightning_peft.errors import UserError
 from lightning_peft.reports.records import DECISIONS, csv_text
+from lightning_peft.runs import run_folder
 
 
 class LayerImportance(Callback):
@@ -55,9 +56,9 @@ class LayerImportance(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the file, or go on in that of the interrupted run."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
         folder = run_folder(trainer)  # on every process, since it is a broadcast
+        if folder is None:
+            return
         self._last_step, self._measures = -1, True
         if trainer.is_global_zero:
             self._folder = folder
@@ -90,7 +91,7 @@ class LayerImportance(Callback):
         """Write the decisions and draw the picture; also of a run killed after its last step."""
         # A broadcast: on every process, also where the first has its folder already.
         folder = run_folder(trainer)
-        if self._folder is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._folder is None and folder is not None:
             written, drawn = folder / "importance.csv", folder / "importance.png"
             undrawn = written.is_file() and not drawn.is_file()
             self._folder = folder if undrawn and trainer.is_global_zero else None
@@ -138,7 +139,7 @@ class LayerImportance(Callback):
         try:
             decisions = [] if strategy is None else strategy.decisions
             text = ",".join(DECISIONS) + "\n" + csv_text(decisions, DECISIONS)
-            write_atomically(folder / "decisions.csv", lambda path: path.write_text(text))
+            write_text(folder / "decisions.csv", text)
             if (folder / "importance.csv").read_bytes().count(b"\n") > 1:  # rows, not only names
                 self.draw(folder, title="" if strategy is None else type(strategy).__name__)
         except Exception as error:  # a picture that fails must not take a trained adapter with it

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lightning_peft.adapters.attach import kind_of
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import append_text, write_text
 from lightning_peft.callbacks.measurement import Seen
 from lightning_peft.pruning.importance import shares_by_kind
 from lightning_peft.reports.records import IMPORTANCE, Row, csv_text, read_if_there
@@ -57,11 +57,9 @@ def begin_file(path: Path, global_step: int) -> None:
     """
     kept = read_if_there(path, IMPORTANCE) if global_step > 0 else []
     rows = [row for row in kept if row["step"] < global_step]
-    text = ",".join(IMPORTANCE) + "\n" + csv_text(rows, IMPORTANCE)
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, ",".join(IMPORTANCE) + "\n" + csv_text(rows, IMPORTANCE))
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows of one step at the end of ``importance.csv``."""
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(csv_text(rows, IMPORTANCE))
+    append_text(path, csv_text(rows, IMPORTANCE))

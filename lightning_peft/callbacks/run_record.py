@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_peft import distributed, engines
 from lightning_peft.adapters import adapter_layers, trainable_parameters
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import alone_at, write_text
 from lightning_peft.callbacks.checkpoints import Preempted
 from lightning_peft.callbacks.facts import (
     arguments,
@@ -23,8 +23,11 @@ from lightning_peft.callbacks.facts import (
     protocol,
     versions,
 )
-from lightning_peft.callbacks.of_trainer import run_folder, strategy_of
+from lightning_peft.callbacks.hyperparameters import hyperparameters
+from lightning_peft.callbacks.of_trainer import strategy_of
 from lightning_peft.callbacks.take_away import take_away
+from lightning_peft.errors import UserError
+from lightning_peft.runs import run_folder
 
 
 class RunRecord(Callback):
@@ -47,7 +50,10 @@ class RunRecord(Callback):
         self._start_parameters: int | None = None
         self._started = False
         self._exported: str | None = None
-        self._folder = Path()
+        self._folder: Path | None = None
+        # What a resume has changed of the settings: before this session, and by it.
+        self.changes: list[dict[str, Any]] = []
+        self.new_changes: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds until now, and the parameter count at the start."""
@@ -55,6 +61,7 @@ class RunRecord(Callback):
             "seconds": self.seconds,
             "step_seconds": self.step_seconds,
             "start_parameters": self._start_parameters,
+            "changes": self.changes,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -62,6 +69,7 @@ class RunRecord(Callback):
         self.seconds_before = state_dict["seconds"]
         self.step_seconds = state_dict["step_seconds"]
         self._start_parameters = state_dict["start_parameters"]
+        self.changes = list(state_dict.get("changes", []))
 
     @property
     def seconds(self) -> float:
@@ -76,9 +84,13 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known now, so that a killed run has its record."""
         self._began, self._started = time.perf_counter(), True
+        self.changes += [{"from_step": trainer.global_step, **c} for c in self.new_changes]
+        self.new_changes = []
         # On every process, since finding it is a broadcast; later on one process may be alone.
         self._folder = run_folder(trainer)
         self._write(trainer, pl_module, status="running")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(hyperparameters(trainer, pl_module))
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Time the steps alone, without validation and checkpoints."""
@@ -91,6 +103,8 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record and the adapter; also of a run that was killed after its last step."""
         folder = self._folder = run_folder(trainer)  # on every process, since it is a broadcast
+        if folder is None:
+            return
         model = getattr(pl_module, "model", pl_module)
         own = [p for layer in adapter_layers(model).values() for p in layer.own_parameters()]
         own += [p for p in model.parameters() if p.requires_grad]
@@ -118,18 +132,18 @@ class RunRecord(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the test's scores to the record in the folder, or begin one."""
-        path = run_folder(trainer) / "run.json"
-        if not trainer.is_global_zero:
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
             return
-        record = (
-            json.loads(path.read_text()) if path.is_file() else self._record(trainer, pl_module)
-        )
-        record.setdefault("metrics", {}).update(numbers(trainer.callback_metrics))
-        record["test_protocol"] = protocol(trainer)
-        _write_json(path, record)
+        path = folder / "run.json"
+        with alone_at(path):  # tests of other tasks may run beside this one
+            record = _read_json(path) or self._record(trainer, pl_module)
+            record.setdefault("metrics", {}).update(numbers(trainer.callback_metrics))
+            record["test_protocol"] = protocol(trainer)
+            _write_json(path, record)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, status: str) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._folder is not None:
             record = {**self._record(trainer, pl_module), "status": status}
             _write_json(self._folder / "run.json", record)
 
@@ -156,6 +170,7 @@ class RunRecord(Callback):
             "ranks": {name: layer.rank for name, layer in _layers(pl_module).items()},
             "metrics": numbers(trainer.callback_metrics),
             "exported": self._exported,
+            "changes": self.changes,
             "seconds": round(self.seconds, 2),
             "seconds_per_step": round(self.step_seconds / max(trainer.global_step, 1), 6),
             "peak_memory_mb": round(peak_memory_mb(), 1),
@@ -166,13 +181,27 @@ class RunRecord(Callback):
 
 def _has_ended(path: Path) -> bool:
     """Whether a record is of a run that came to its end; one that was killed is "running"."""
-    return path.is_file() and json.loads(path.read_text()).get("status") == "finished"
+    return _read_json(path).get("status") == "finished"
 
 
 def _layers(pl_module: LightningModule) -> dict[str, Any]:
     return adapter_layers(getattr(pl_module, "model", pl_module))
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """A record that is there; empty without one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}); move it away to have it made anew."
+        ) from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds no record; move it away to have it made anew.")
+    return record
+
+
 def _write_json(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=2, default=str) + "\n"
-    write_atomically(path, lambda part: part.write_text(text))
+    write_text(path, json.dumps(record, indent=2, default=str) + "\n")

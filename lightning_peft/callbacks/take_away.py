@@ -6,12 +6,12 @@ adapter.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from torch import nn
 
 from lightning_peft.adapters import adapter_layers, save_peft
+from lightning_peft.atomic import write_folder
 
 
 def take_away(model: nn.Module, folder: Path) -> str:
@@ -33,14 +33,11 @@ def take_away(model: nn.Module, folder: Path) -> str:
             "--merge writes the merged model"
         )
     if alive:
-        return f"adapter (PEFT format): {save_peft(model, folder / 'adapter')}"
+        write_folder(folder / "adapter", lambda part: save_peft(model, part))
+        return f"adapter (PEFT format): {folder / 'adapter'}"
     if layers:
         return "nothing: every layer has lost all its components"
     if not hasattr(model, "save_pretrained"):
         return "nothing: there is no adapter, and the model has no save_pretrained"
-    part = folder / ".model.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)  # type: ignore[operator]
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    part.replace(folder / "model")
+    write_folder(folder / "model", model.save_pretrained)  # type: ignore[arg-type]
     return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"

@@ -29,7 +29,7 @@ from lightning_peft.modules.checkpoint import (
     strategy_state,
     widen_optimizer_states,
 )
-from lightning_peft.modules.optimization import check_training, with_schedule
+from lightning_peft.modules.optimization import check_callbacks, check_training, with_schedule
 from lightning_peft.modules.probing import prepare_strategy
 from lightning_peft.modules.random_state import (
     get_random_state,
@@ -137,6 +137,7 @@ class AdaptedModule(LightningModule):
 
     def prepare_data(self) -> None:
         """Refuse a wrong model or optimizer before the data module asks for the tokenizer."""
+        check_callbacks(self.trainer)
         engines.check(self.trainer.strategy, self.adapter)
         check_model(self.source())
         if self.liger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_peft.modules.adapted import AdaptedModule
 from lightning_peft.modules.predictions import PredictionWriter
 from lightning_peft.modules.window import Batch
+from lightning_peft.runs import run_folder
 
 
 class AnsweringModule(AdaptedModule):
@@ -80,9 +82,13 @@ class AnsweringModule(AdaptedModule):
     def on_predict_start(self) -> None:
         """Open the predictions, and go on with those of an interrupted run."""
         trainer = self.trainer
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+        folder = run_folder(trainer)
+        if folder is None:  # a trial, which keeps nothing
+            self._scratch = TemporaryDirectory()
+            folder = Path(self._scratch.name)
         weights = str(trainer.ckpt_path or self.peft_path or self.model_name_or_path)
-        self.writer = PredictionWriter(folder, self.data_module(), weights, trainer.global_rank)
+        place = folder / "predictions"
+        self.writer = PredictionWriter(place, self.data_module(), weights, trainer.global_rank)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch, and write and judge the answers."""

@@ -8,6 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import Optimizer
@@ -37,6 +43,39 @@ def with_schedule(optimizer: Optimizer, name: str, warmup: float, steps: float) 
     except ValueError as error:
         raise UserError(f"model.lr_scheduler_type {name!r}: {error}") from error
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+# Callbacks of Lightning's that change what a run is, behind its settings and its checkpoints.
+_REFUSED: dict[type, str] = {
+    WeightAveraging: (
+        "averages a copy of the whole model, whose ranks would not follow, and no checkpoint or "
+        "export would hold the averages"
+    ),
+    StochasticWeightAveraging: (
+        "averages a copy of the whole model, whose ranks would not follow, and no checkpoint or "
+        "export would hold the averages"
+    ),
+    LearningRateFinder: (
+        "sets a rate that no setting says; try rates by lightning-peft compare (key rates)"
+    ),
+    BatchSizeFinder: "sets a size that no setting says; give data.batch_size",
+}
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks after which a run is not what its settings and checkpoints say.
+
+    Args:
+        trainer: With its callbacks.
+
+    Raises:
+        UserError: Naming the callback.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for kind, reason in _REFUSED.items():
+            if isinstance(callback, kind):
+                name = type(callback).__name__
+                raise UserError(f"trainer.callbacks: {name} {reason}; leave {name} out.")
 
 
 def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str, trainer: Trainer) -> None:

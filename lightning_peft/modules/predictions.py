@@ -12,8 +12,8 @@ from typing import Any, TextIO
 import torch
 from torch import distributed
 
-from lightning_peft.atomic import hold, is_held, write_atomically
-from lightning_peft.errors import UserError
+from lightning_peft.atomic import alone_at, hold, is_held, write_text
+from lightning_peft.errors import UserError, naming
 
 Row = dict[str, Any]
 
@@ -43,7 +43,8 @@ class PredictionWriter:
         self.folder, self.data, self.process = folder, data, process
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         self._files: dict[str, TextIO] = {}
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         protocol = _as_read(dataclasses.asdict(data.protocol))
         # Also the time of the files: what has the same name may be other weights.
         files = [p for p in (Path(weights), *Path(weights).glob("*")) if p.is_file()]
@@ -52,11 +53,12 @@ class PredictionWriter:
         for task, stamp in stamps.items():
             self._take_up(task, {"weights": weights, "changed": changed, **stamp})
         if process == 0:
-            stamps = {**self._stamps_before(), **stamps}
-            own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
-            text = json.dumps({**protocol, "tasks": own}, indent=2, ensure_ascii=False) + "\n"
             path = folder / "protocol.json"
-            write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+            with alone_at(path):  # tests of other tasks may run beside this one
+                stamps = {**self._stamps_before(), **stamps}
+                own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
+                told = {**protocol, "tasks": own}
+                write_text(path, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
 
     def _stamps_before(self) -> dict[str, Row]:
         """The whole stamps of an earlier test's tasks, whose files are still in the folder."""
@@ -81,7 +83,7 @@ class PredictionWriter:
             self.rows[task] = {row["index"]: row for row in rows}
         kept = [stamp, *self.rows[task].values()]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         self._files[task] = path.open("a", encoding="utf-8", buffering=1)
         hold(self._files[task])
 
@@ -113,7 +115,8 @@ class PredictionWriter:
         self.data.judge(task, rows)
         for row in rows:
             self.rows[task][row["index"]] = row
-            self._files[task].write(json.dumps(row, ensure_ascii=False) + "\n")
+            with naming(self.folder / task):
+                self._files[task].write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def finish(self, score: bool = True) -> dict[str, dict[str, float]]:
         """Gather all processes' rows, write the final files, and score each task.
@@ -146,7 +149,7 @@ class PredictionWriter:
     def _replace_parts(self, task: str, rows: list[Row]) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path = self.folder / f"{task}.jsonl"
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         for part in self.folder.glob(f"{task}.part*"):
             part.unlink()
 

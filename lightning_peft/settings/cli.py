@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,41 +20,58 @@ import lightning_peft.datamodules
 import lightning_peft.modules
 import lightning_peft.strategies  # noqa: F401 - so that short class names resolve
 from lightning_peft import engines
+from lightning_peft.atomic import write_text
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
-from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.errors import UserError
 from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
-    belongs_to_run,
-    find_last,
-    find_restart,
-    folder_of,
-    interrupted_test,
-    next_folder,
+    find_place,
     read_checkpoint,
+    run_folder,
 )
 from lightning_peft.settings.keys import refusals_by_class, refusals_of, sentence
-from lightning_peft.settings.parser import FriendlyParser
+from lightning_peft.settings.parser import FriendlyParser, older_names
 from lightning_peft.settings.quiet import quieten
+from lightning_peft.settings.resume import (
+    ApplyChanges,
+    Change,
+    check_changes,
+    differences,
+    is_recorded,
+)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the folder of a fit; a test there leaves it alone."""
+    """Writes ``config.yaml`` into the folder of a fit, and the settings into its checkpoints."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Only make the folder, so that no other run takes it.
-
-        A start that fails later on must not change the configuration of the run it would resume.
-        """
-        folder = trainer.log_dir  # a broadcast: on every process
-        if stage == "fit" and trainer.is_global_zero and folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+        """Nothing yet: a start that fails must not change the configuration of its run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what a new run like this one takes: everything but where this one went on from."""
         self.config = self.config.clone()
-        self.config["ckpt_path"] = None
-        super().setup(trainer, pl_module, "fit")
+        self.config["ckpt_path"], self.config["resume_with_changes"] = None, False
+        folder = run_folder(trainer)  # a broadcast: on every process
+        if trainer.is_global_zero and folder is not None:
+            write_text(folder / "config.yaml", dumped(self.parser, self.config))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the settings, which a resume is compared with."""
+        checkpoint["settings"] = plain(self.parser, self.config)
+
+
+def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
+    """A command's whole configuration as YAML, as SaveConfigCallback writes it."""
+    with older_names():
+        return parser.dump(config, skip_none=False)  # type: ignore[no-any-return]
+
+
+def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The same as a tree of plain values."""
+    return yaml.safe_load(dumped(parser, config))  # type: ignore[no-any-return]
 
 
 class PeftCLI(LightningCLI):
@@ -70,6 +88,12 @@ class PeftCLI(LightningCLI):
             default=False,
             help="Validate before the first training step too, for a score to compare with.",
         )
+        parser.add_argument(
+            "--resume_with_changes",
+            type=bool,
+            default=False,
+            help="Go on from a checkpoint with other settings than it was trained with.",
+        )
         parser.set_defaults({"model": {"class_path": "lightning_peft.modules.CausalLMModule"}})
 
     def _parse_ckpt_path(self) -> None:
@@ -77,27 +101,26 @@ class PeftCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find the run's folder and the checkpoint before anything is loaded."""
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
-        root = config.trainer.default_root_dir or "runs"
-        self.ckpt_path: Path | None = None
-        if config.get("ckpt_path") == "last":
-            self.ckpt_path = find_last(root)
-        elif config.get("ckpt_path"):
-            self.ckpt_path = Path(config.ckpt_path)
-            if not self.ckpt_path.is_file():
-                raise MissingFile(f"ckpt_path: {self.ckpt_path} does not exist.")
-            # Says that it is damaged before a large model is loaded.
-            read_checkpoint(self.ckpt_path)
-        if self.subcommand == "fit":
-            self.ckpt_path = find_restart(root, self.ckpt_path)
-        own = self.ckpt_path is not None and (
-            self.subcommand == "fit" or belongs_to_run(self.ckpt_path)
-        )
-        if own and self.ckpt_path is not None:
-            self.folder = folder_of(self.ckpt_path)
-        else:
-            asks = self.subcommand in ("test", "predict")
-            self.folder = (interrupted_test(root) if asks else None) or next_folder(root)
+        root, trial = config.trainer.default_root_dir or "runs", bool(config.trainer.fast_dev_run)
+        self.place = find_place(self.subcommand, root, config.get("ckpt_path"), trial)
+        self.changes: list[Change] = []
+        if self.subcommand == "fit" and self.place.checkpoint is not None:
+            try:
+                self._compare(self.place.checkpoint, bool(config.resume_with_changes))
+            except BaseException:
+                self.place.give_up()
+                raise
+
+    def _compare(self, checkpoint: Path, allowed: bool) -> None:
+        """Compare a resumed run's settings with those of its checkpoint."""
+        begun = read_checkpoint(checkpoint).get("settings")  # none where Python has written it
+        if begun is not None:
+            given = plain(self._parser("fit"), self.config["fit"])
+            changes = list(differences(begun, given))
+            check_changes(changes, allowed)
+            self.changes = [change for change in changes if is_recorded(change)]
 
     def _add_instantiators(self) -> None:
         """Name the keys of classes; Lightning adds what it wants of modules on top."""
@@ -107,39 +130,49 @@ class PeftCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make everything, and let through what a constructor itself says of its arguments."""
-        with refusals_by_class():
-            super().instantiate_classes()
+        try:
+            with refusals_by_class():
+                super().instantiate_classes()
+        except BaseException:
+            self.place.give_up()
+            raise
 
     def _run_subcommand(self, subcommand: str) -> None:
-        new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             super()._run_subcommand(subcommand)
         except BaseException as error:
-            begun = subcommand != "fit" or self.trainer.global_step > 0
-            if not begun and self.trainer.is_global_zero:
-                _remove(new)
+            if subcommand != "fit" or self.trainer.global_step == 0:
+                self.place.give_up()
             lost = engines.explain(error)
             if lost is not None:
                 raise UserError(lost) from error
             if _is_about_trainer(error):
                 raise UserError(sentence(error, "trainer")) from error
             raise
+        finally:
+            self.place.release()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a trainer that logs and writes whole checkpoints into the run's folder."""
         given = self._get(self.config_init, "trainer")
-        own = RunLogger(self.folder)
+        own = [RunLogger(self.place.folder)] if self.subcommand != "validate" else []
         others = given.logger if isinstance(given.logger, list) else [given.logger]
-        loggers = [own, *(logger for logger in others if logger not in (None, True, False))]
+        loggers = [*own, *(logger for logger in others if logger not in (None, True, False))]
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins]
         plugins = [AtomicCheckpointIO(), *(plugin for plugin in plugins if plugin is not None)]
         with refusals_of("trainer"):
-            trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(
+                logger=loggers or False, plugins=plugins, **kwargs
+            )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
-                callback.dirpath = os.fspath(self.folder / "checkpoints")
+                callback.dirpath = os.fspath(self.place.folder / "checkpoints")
+            elif isinstance(callback, RunRecord):
+                callback.new_changes = self.changes
+        if self.changes:
+            trainer.callbacks.append(ApplyChanges(self.changes))  # type: ignore[attr-defined]
         # Set here and not given to fit(), so that the module knows of it when it builds the model.
-        trainer.ckpt_path = self.ckpt_path
+        trainer.ckpt_path = self.place.checkpoint
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -152,8 +185,10 @@ class PeftCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Score the model as it is, if that is asked for and the run is new."""
-        rank_zero_info(f"run folder: {self.folder}")
-        if self.ckpt_path is not None or not self._get(self.config, "validate_first"):
+        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        folder = "none, since fast_dev_run keeps nothing" if trial else self.place.folder
+        rank_zero_info(f"run folder: {folder}")
+        if self.place.checkpoint is not None or not self._get(self.config, "validate_first"):
             return
         if engines.traits(self.trainer.strategy).cuts_when_building:
             raise UserError(
@@ -174,17 +209,9 @@ class PeftCLI(LightningCLI):
             start = f"{before[key]:.4f} before, " if key in before else ""
             rank_zero_info(f"{key}: {start}{metrics[key]:.4f} after")
         for name in ("adapter", "model", "importance.png", "run.json"):
-            if (self.folder / name).exists():
-                rank_zero_info(f"{name}: {self.folder / name}")
-
-
-def _remove(new: list[Path]) -> None:
-    """Remove the folders that a start made which came to nothing: the run's, and those above it."""
-    for path in new:
-        if path == new[0] and not any(path.glob("checkpoints/*")):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+            path = self.place.folder / name
+            if path.exists() and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                rank_zero_info(f"{name}: {path}")
 
 
 def _is_about_trainer(error: BaseException) -> bool:

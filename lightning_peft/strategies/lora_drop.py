@@ -27,9 +27,10 @@ from lightning_peft import distributed
 from lightning_peft.adapters.attach import AttachReport, kind_of, lora_layers, make_report
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import adapter_state_dict
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.pruning.importance import layers_to_keep, shares
+from lightning_peft.runs import run_folder
 from lightning_peft.strategies.base import AdapterStrategy, Loss, Sample
 from lightning_peft.strategies.layer_importance import measure_importance
 from lightning_peft.strategies.signatures import MakeOptimizer
@@ -229,10 +230,9 @@ class LoRADrop(AdapterStrategy):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout into the run's folder, for later runs to use."""
-        folder = trainer.log_dir  # on every rank, since finding it is a broadcast
-        if self.layout and trainer.is_global_zero and folder:
-            text = json.dumps(self.layout, indent=2) + "\n"
-            write_atomically(Path(folder) / "layout.json", lambda path: path.write_text(text))
+        folder = run_folder(trainer)  # on every rank, since finding it is a broadcast
+        if self.layout and trainer.is_global_zero and trainer.loggers and folder is not None:
+            write_text(folder / "layout.json", json.dumps(self.layout, indent=2) + "\n")
 
     def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
         """Take the layout from a checkpoint instead of probing again."""

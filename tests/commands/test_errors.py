@@ -257,6 +257,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def resume(run: Path, adapter: str = "LoRA", targets: str = "[q_proj]", **more: Any) -> list[str]:
     settings = {"model.adapter": adapter, "model.adapter.target_modules": targets, **more}
+    settings["resume_with_changes"] = "true"
     checkpoint = run / "checkpoints" / "step=2.ckpt"
     return small(run.parent, **settings, ckpt_path=checkpoint, trainer__max_steps=3)
 

@@ -43,13 +43,14 @@ def test_a_new_run_has_the_next_folder_its_logger_and_whole_checkpoints(
 ) -> None:
     (tmp_path / "root" / "version_4").mkdir(parents=True)
     cli = make()
-    assert cli.folder == tmp_path / "root" / "version_5"
-    assert not cli.folder.exists()  # before it runs
+    folder = cli.place.folder
+    assert folder == tmp_path / "root" / "version_5"
+    assert folder.is_dir()  # so that no other run takes it
     assert isinstance(cli.trainer.logger, RunLogger)
-    assert cli.trainer.log_dir == str(cli.folder)
+    assert cli.trainer.log_dir == str(folder)
     assert isinstance(cli.trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     (checkpoints,) = (c for c in cli.trainer.callbacks if isinstance(c, Checkpoints))
-    assert checkpoints.dirpath == str(cli.folder / "checkpoints")
+    assert checkpoints.dirpath == str(folder / "checkpoints")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_a_new_run_has_the_next_folder_its_logger_and_whole_checkpoints(
 def test_what_cannot_be_made_is_one_sentence(make: Any, words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make(*words)
+    assert not Path("root").exists()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_start_that_fails_leaves_no_folder(
     make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fit(self: Trainer, *args: Any, **kwargs: Any) -> None:
-        (tmp_path / "root" / "version_0").mkdir(parents=True)
+        assert (tmp_path / "root" / "version_0").is_dir()
         raise RuntimeError("no")
 
     monkeypatch.setattr(Trainer, "fit", fit)
