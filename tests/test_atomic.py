@@ -122,7 +122,8 @@ def test_a_file_that_is_read_and_written_anew_loses_nothing(tmp_path: Path) -> N
     path = tmp_path / "count"
     path.write_text("0")
     program = (
-        "import sys; from pathlib import Path; from lightning_peft.atomic import alone_at, write_text\n"
+        "import sys; from pathlib import Path\n"
+        "from lightning_peft.atomic import alone_at, write_text\n"
         "path = Path(sys.argv[1])\n"
         "for _ in range(50):\n"
         "    with alone_at(path): write_text(path, str(int(path.read_text()) + 1))\n"

@@ -5,6 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "judging"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "judging"), str(Path(__file__).parent)]
 
 from chat_server import files, serve  # noqa: E402, F401

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,12 +17,6 @@ from lightning_peft.runs.folders import (
     interrupted_test,
     is_first_process,
     next_folder,
-)
-
-HOLD = (
-    "import sys; from pathlib import Path; from lightning_peft.runs.folders import RunFolder\n"
-    "held = RunFolder(Path(sys.argv[1]), shared=sys.argv[2] == 'shared'); print('held', flush=True)\n"
-    "sys.stdin.read()"
 )
 
 
@@ -66,7 +59,7 @@ def test_a_file_where_a_folder_should_be_is_the_systems_error(tmp_path: Path) ->
         claim_folder(tmp_path / "file")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="not a POSIX system")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="not a POSIX system")
 @pytest.mark.parametrize(
     ("theirs", "ours", "sentence"),
     [
@@ -77,23 +70,14 @@ def test_a_file_where_a_folder_should_be_is_the_systems_error(tmp_path: Path) ->
     ],
 )
 def test_a_run_at_work_is_refused_until_its_process_ends(
-    tmp_path: Path, theirs: str, ours: bool, sentence: str | None
+    tmp_path: Path, at_work: Any, theirs: str, ours: bool, sentence: str | None
 ) -> None:
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path), theirs],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "held\n"
-    if sentence:
-        with pytest.raises(UserError, match=sentence):
-            RunFolder(tmp_path, shared=ours)
-    else:
-        RunFolder(tmp_path, shared=ours).release()
-    other.kill()
-    other.wait()
+    with at_work(tmp_path, shared=theirs == "shared"):
+        if sentence:
+            with pytest.raises(UserError, match=sentence):
+                RunFolder(tmp_path, shared=ours)
+        else:
+            RunFolder(tmp_path, shared=ours).release()
     RunFolder(tmp_path, shared=ours).release()
 
 
