@@ -166,6 +166,10 @@ def words(command: str, adapter: str, arguments: Options, options: Options) -> l
     return [command, *(f"--{key}={value}" for key, value in found.items())]
 
 
+# The longer run has other settings; checkouts that do not compare them do not know the word.
+LONGER = "--resume_with_changes=true"
+
+
 def case(adapter: str, arguments: Options, *options: Options) -> list[list[str]]:
     """A single fit, on arithmetic where no option names other data."""
     laid = {key: value for each in options for key, value in each.items()}
@@ -176,7 +180,7 @@ def case(adapter: str, arguments: Options, *options: Options) -> list[list[str]]
 def resumed(adapter: str, arguments: Options) -> list[list[str]]:
     """A fit of 15 steps, and the fit that goes on from there to 30."""
     (whole,) = case(adapter, arguments, {"checkpoint.every_n_train_steps": 15})
-    return [[*whole, "--trainer.max_steps=15"], [*whole, "--ckpt_path=last"]]
+    return [[*whole, "--trainer.max_steps=15"], [*whole, "--ckpt_path=last", LONGER]]
 
 
 def tested(adapter: str, arguments: Options, options: Options) -> list[list[str]]:
@@ -253,7 +257,11 @@ def record(checkout: Path, output: Path, names: list[str], data: Path) -> bool:
     for name in names:
         before = processor_seconds()
         with tempfile.TemporaryDirectory(prefix=f"{name}-") as folder:
-            commands = [[w.replace("DATA", str(data)) for w in line] for line in CASES[name]]
+            knows = (checkout / "lightning_peft" / "settings" / "resume.py").is_file()
+            commands = [
+                [word.replace("DATA", str(data)) for word in line if knows or word != LONGER]
+                for line in CASES[name]
+            ]
             error = next((e for line in commands if (e := run(line, Path(folder), checkout))), "")
             cases[name] = {"error": error} if error else left_by(Path(folder), checkout)
         cases[name]["seconds"] = round(processor_seconds() - before, 1)

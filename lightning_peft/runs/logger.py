@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,8 @@ class RunLogger(CSVLogger):
             return
         row = {key: f"{float(value):.9g}" for key, value in kept.items()}
         step_text = str(0 if step is None else step)
+        if self.rows and not self.path.is_file():  # written anew, it would hide what else is gone
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         new = [key for key in row if key not in self.columns]
         self.columns += new
         if self.rows and self.rows[-1]["step"] == step_text:
@@ -75,7 +79,7 @@ class RunLogger(CSVLogger):
             self._rewrite()
             return
         self.rows.append({"step": step_text, **row})
-        if new or not self.path.is_file():
+        if new or len(self.rows) == 1:
             self._rewrite()
         else:
             append_text(self.path, self._text([self.rows[-1]]))
