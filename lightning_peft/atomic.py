@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +35,20 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def hold(file: IO[Any]) -> None:
-    """Keep an open file for this process, until it closes the file or ends in any way."""
+def hold(file: IO[Any]) -> bool:
+    """Keep an open file for this process, until it closes the file or ends in any way.
+
+    Returns:
+        Whether no other process holds it.
+    """
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks
+        try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
 
 
 def is_held(path: str | Path) -> bool:

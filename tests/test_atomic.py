@@ -69,3 +69,14 @@ def test_ones_own_file_is_not_held_by_another(tmp_path: Path) -> None:
     with (tmp_path / "a").open("a") as file:
         hold(file)
         assert not is_held(tmp_path / "a")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not a POSIX system")
+def test_what_another_process_holds_cannot_be_held(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with path.open("a") as file:
+        assert hold(file)
+        assert hold(file)
+        program = f"from lightning_peft.atomic import hold; print(hold(open({str(path)!r}, 'a')))"
+        tried = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert tried.stdout == "False\n"

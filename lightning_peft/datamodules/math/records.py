@@ -10,9 +10,11 @@ from lightning_peft.datamodules.math.answers import MARKER, boxed, gsm8k_gold, s
 from lightning_peft.errors import UserError
 
 
-def _source(folder: str, split: str, hub: str, *required: str, config: str | None = None) -> Source:
+def _source(folder: str, split: str, hub: str, *texts: str, config: str | None = None) -> Source:
     files = tuple(f"{folder}/{split}*.{end}" for end in ("jsonl", "json", "parquet"))
-    return Source(files, hub, split or "train", config, required)
+    # An answer may be a number, which `gold` reads.
+    required, texts = ((), texts) if hub else (texts[1:], texts[:1])
+    return Source(files, hub, split or "train", config, required, texts)
 
 
 TRAINING = {
