@@ -218,7 +218,7 @@ class TextDataModule(TokenizedDataModule):
             rows = fixed_sample(len(examples), self.limits["test"])
             kept = [checked_example(examples[i]) for i in rows]
             if not kept:
-                raise UserError(f"The test set of {task} is empty.")
+                raise UserError(f"data.data_dir {self.data_dir!r} holds no test record of {task}.")
             # Earlier turns stand before a prompt as in training, with their responses.
             asked = [replace(e, response="") for e in kept]
             turns = any(e.history for e in kept)

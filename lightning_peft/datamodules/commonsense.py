@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.fields import text_if_any
+from lightning_peft.datamodules.loading.fields import shown, text_if_any
 from lightning_peft.datamodules.loading.records import RecordFiles
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol, indented
 from lightning_peft.errors import UserError
@@ -171,8 +171,8 @@ def _label(record: Mapping[str, Any], task: str, index: int) -> str:
     label: str = record["answer"]
     if label not in LABELS[task]:
         raise UserError(
-            f"Record {index + 1} of {task}/test.json has the answer {label!r}, which is none of "
-            f"{', '.join(LABELS[task])}."
+            f"Record {index + 1} of {task}/test.json has the answer {shown(label)}, which is none "
+            f"of {', '.join(LABELS[task])}."
         )
     return label
 

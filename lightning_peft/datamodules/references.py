@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.fields import filled
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.metrics.texts import bleu, rouge_l
@@ -187,8 +188,9 @@ class ReferencesDataModule(TextDataModule):
                 raise UserError(f"Record {number} of {place} {str(error).strip()}") from error
             kept = [reference for reference in references if reference]
             if not text or not kept:
-                fields = ", ".join(key for key, value in record.items() if value is not None)
                 lacking = self.wanted["reference" if text else "source"]
-                raise UserError(f"Record {number} of {place} has no {lacking}, only {fields}.")
+                raise UserError(
+                    f"Record {number} of {place} has no {lacking}, only {filled(record)}."
+                )
             found.setdefault(text, []).extend(kept)
         return [Referenced(text, tuple(references)) for text, references in found.items()]

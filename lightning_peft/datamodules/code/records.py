@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_peft.datamodules.loading.fields import described, text_if_any, text_in, texts_in
+from lightning_peft.datamodules.loading.fields import (
+    described,
+    listed,
+    text_if_any,
+    text_in,
+    texts_in,
+)
 from lightning_peft.datamodules.loading.files import Records
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.errors import UserError
@@ -46,6 +52,7 @@ MBPP = Source(
     required=("task_id", "test_list"),
     texts=("text",),
 )
+MOST_KINDS = 4  # of records, that a sentence lists
 SCHEMAS = (("query", "answer"), ("messages",), ("instruction", "output"))
 
 
@@ -83,7 +90,8 @@ def _schema(records: Records, place: str) -> tuple[str, ...]:
     found = {next((s for s in SCHEMAS if kind.issuperset(s)), None) for kind in kinds}
     schema = found.pop()
     if found or schema is None:
-        columns = " beside ".join(sorted(", ".join(sorted(kind)) or "none" for kind in kinds))
+        names = sorted(listed(sorted(kind)) or "none" for kind in kinds)
+        columns = " beside ".join(names[:MOST_KINDS] + ["…"] * (len(names) > MOST_KINDS))
         raise UserError(
             f"The records of {place} have the columns {columns}; wanted are query and answer, "
             "or messages, or instruction and output, the same in all of them."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.datamodules.glue.tasks import QQP, TASKS, spelled
-from lightning_peft.datamodules.loading.fields import number_of
+from lightning_peft.datamodules.loading.fields import listed, number_of, shown
 from lightning_peft.datamodules.loading.files import is_folder, read_file, reason
 from lightning_peft.datamodules.loading.labelled import Labelled
 from lightning_peft.datamodules.loading.records import Source
@@ -106,8 +106,7 @@ class GlueFiles:
         lacking = [name for name in self.task.tsv if name not in columns]
         if lacking:
             raise UserError(
-                f"{path}, line 1: the header has no column {lacking[0]!r}, only "
-                f"{', '.join(columns)}."
+                f"{path}, line 1: the header has no column {lacking[0]!r}, only {listed(columns)}."
             )
         for number, line in lines:
             if not line:
@@ -148,13 +147,13 @@ class GlueFiles:
             score = number_of(value)
             if score is not None and 0 <= score <= 5:
                 return float(score)
-            raise UserError(f"{place}: the score {value!r} is no number from 0 to 5.")
+            raise UserError(f"{place}: the score {shown(value)} is no number from 0 to 5.")
         known: dict[Any, int] = {name: i for i, name in enumerate(names)}
         known |= {str(i): i for i in range(len(names))}
         if str(value) not in known or isinstance(value, bool | float):
             words = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
             hidden = "; GLUE hides those of its test sets" if str(value) == "-1" else ""
-            raise UserError(f"{place}: the label {value!r} is none of {words}{hidden}.")
+            raise UserError(f"{place}: the label {shown(value)} is none of {words}{hidden}.")
         return known[str(value)]
 
 

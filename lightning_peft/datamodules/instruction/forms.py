@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_peft.datamodules.loading.fields import text_in
+from lightning_peft.datamodules.loading.fields import filled, listed, text_in
 from lightning_peft.errors import UserError
 
 Record = dict[str, Any]
@@ -42,7 +42,7 @@ def of_one_form(
         if column not in records[0]:
             raise UserError(
                 f"data.columns.{field} is {column!r}, but {place} has the fields "
-                f"{', '.join(records[0])}."
+                f"{listed(records[0])}."
             )
     renamed = [
         {**record, **{field: record.get(column) for field, column in columns.items()}}
@@ -77,4 +77,4 @@ def _form(record: Mapping[str, Any]) -> str | None:
 
 
 def _fields(record: Mapping[str, Any]) -> str:
-    return ", ".join(key for key, value in record.items() if value is not None) or "(all empty)"
+    return filled(record) or "(all empty)"

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_peft.datamodules.loading.fields import is_list, no_text
+from lightning_peft.datamodules.loading.fields import filled, is_list, no_text, shown
 from lightning_peft.errors import UserError
 
 ROLES = {
@@ -75,13 +75,12 @@ def _message(message: Mapping[str, Any], place: str) -> tuple[str, str]:
     if isinstance(role, str) and text is not None and not isinstance(text, str):
         raise UserError(f"{place} has a message that {no_text(keys[1], text)}.")
     if not isinstance(role, str) or text is None:
-        found = ", ".join(key for key, value in message.items() if value is not None)
         raise UserError(
-            f"{place} has a message with {found or 'nothing'}; wanted are role and content, or "
-            "from and value, as texts."
+            f"{place} has a message with {filled(message) or 'nothing'}; wanted are role and "
+            "content, or from and value, as texts."
         )
     if role not in ROLES:
-        raise UserError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}.")
+        raise UserError(f"{place} has the role {shown(role)}; known are {', '.join(ROLES)}.")
     return ROLES[role], text
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from lightning_peft.errors import UserError
 
+MOST_NAMES = 20
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
 
 
@@ -82,6 +83,23 @@ def no_text(field: str, value: Any) -> str:
 def no_list(field: str, value: Any, what: str) -> str:
     """Say that a field holds no list but something else."""
     return f"has no list of {what} in {field!r} but {described(value)}; give one."
+
+
+def listed(names: Iterable[Any]) -> str:
+    """List names that stand in a file, in a line, and not thousands of them."""
+    names = list(map(str, names))
+    shown = [_cut(name if name.isprintable() else repr(name)) for name in names[:MOST_NAMES]]
+    return ", ".join([*shown, *(["…"] if names[MOST_NAMES:] else [])])
+
+
+def filled(record: Mapping[str, Any]) -> str:
+    """List the fields of a record that hold something."""
+    return listed(field for field, value in record.items() if value is not None)
+
+
+def shown(value: Any) -> str:
+    """Write a value as Python does, and not thousands of characters of it."""
+    return _cut(repr(value), 80)
 
 
 def described(value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.datamodules.loading.fields import described, text_in
+from lightning_peft.datamodules.loading.fields import described, filled, text_in
 from lightning_peft.datamodules.loading.formats import (
     Broken,
     NotText,
@@ -64,10 +64,8 @@ def checked(
     for number, record in enumerate(records, start=1):
         for field in (*texts, *required):
             if record.get(field) is None:
-                found = ", ".join(k for k, v in record.items() if v is not None)
-                raise UserError(
-                    f"Record {number} of {place} has no {field!r}, only {found or 'empty fields'}."
-                )
+                found = filled(record) or "empty fields"
+                raise UserError(f"Record {number} of {place} has no {field!r}, only {found}.")
         for field in texts:
             text_in(record, field, f"Record {number} of {place}")
     return records

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from lightning_peft.datamodules.loading.batches import fingerprint, pad
-from lightning_peft.datamodules.loading.fields import no_text, number_of
+from lightning_peft.datamodules.loading.fields import no_text, number_of, shown
 from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def checked_label(record: Labelled, names: Sequence[str] | None, place: str) -> 
     if names is not None and found in range(len(names)):
         return replace(record, label=int(found))  # type: ignore[arg-type]
     wanted = f"a class from 0 to {len(names) - 1}" if names is not None else "a number"
-    raise UserError(f"{name} has the label {record.label!r}; wanted is {wanted}.")
+    raise UserError(f"{name} has the label {shown(record.label)}; wanted is {wanted}.")
 
 
 class LabelledDataset(TorchDataset[Any]):

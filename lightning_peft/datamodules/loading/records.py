@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_peft.datamodules.loading.cache import quiet_datasets
-from lightning_peft.datamodules.loading.fields import text_in
+from lightning_peft.datamodules.loading.fields import filled, text_in
 from lightning_peft.datamodules.loading.files import (
     Records,
     checked,
@@ -137,8 +137,7 @@ class RecordFiles:
             place = f"Record {number} of {path}"
             for field in required:
                 if record.get(field) is None:
-                    found = ", ".join(k for k, v in record.items() if v is not None)
-                    raise UserError(f"{place} has no text in {field!r}, only in {found}.")
+                    raise UserError(f"{place} has no text in {field!r}, only in {filled(record)}.")
                 text_in(record, field, place)
         return records
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import shown
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.math.answers import MARKER, boxed, gsm8k_gold, same_number
 from lightning_peft.errors import UserError
@@ -51,5 +52,7 @@ def gold(task: str, record: Mapping[str, Any], number: int) -> str:
     comparable = (text in tuple("ABCDE")) if task == "AQuA" else same_number(text, text)
     if not comparable:
         wanted = "letter from A to E" if task == "AQuA" else "number"
-        raise UserError(f"Record {number} of {task} has the answer {text!r}, which is no {wanted}.")
+        raise UserError(
+            f"Record {number} of {task} has the answer {shown(text)}, which is no {wanted}."
+        )
     return text
