@@ -40,7 +40,7 @@ def trained(data: Any) -> Any:
     return data.train_examples()
 
 
-def tested(data: Any) -> Any:
+def asked(data: Any) -> Any:
     return data.test_examples()
 
 
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[str, Record, Sequence[str], Callable[[Path], Any], Callab
         {"instruction": "a", "output": "b", "answer": "true"},
         ("instruction", "output", "answer"),
         lambda folder: CommonsenseDataModule(str(folder)),
-        tested,
+        asked,
     ),
     "metamathqa": (
         "metamathqa/a.json",
@@ -109,14 +109,14 @@ CASES: dict[str, tuple[str, Record, Sequence[str], Callable[[Path], Any], Callab
         {"problem": "a", "solution": "\\boxed{1}"},
         ("problem", "solution"),
         lambda folder: MathDataModule(str(folder)),
-        tested,
+        asked,
     ),
     "SVAMP": (
         "SVAMP/test.json",
         {"instruction": "a", "answer": "1.0"},
         ("instruction",),
         lambda folder: MathDataModule(str(folder), "llm_adapters"),
-        tested,
+        asked,
     ),
     "codefeedback": (
         "codefeedback/filtered.jsonl",

@@ -142,9 +142,9 @@ def mutants(seed: int, count: int) -> Iterator[Mutant]:
 def _change_values(rng: random.Random, records: list[Record]) -> str:
     number = rng.randrange(len(records))
     places = list(_places(records[number]))
-    holder, key = rng.choice(places)
+    holder, key = rng.choice(places or [(records[number], "extra")])
     kind = rng.choice(("set", "set", "set", "set", "drop", "add", "repeat", "empty", "digits"))
-    if kind == "drop":
+    if kind == "drop" and places:
         del holder[key]
     elif kind == "add":
         records[number][rng.choice(("extra", "", "text", "label", "messages"))] = rng.choice(VALUES)
@@ -153,7 +153,7 @@ def _change_values(rng: random.Random, records: list[Record]) -> str:
     elif kind == "empty":
         records[number] = {}
     elif kind == "digits":
-        holder[key] = str(holder[key])
+        holder[key] = str(holder[key] if places else 5)
     else:
         holder[key] = rng.choice(VALUES)
         return f"record {number + 1}, {key}: {str(holder[key])[:40]!r}"

@@ -191,7 +191,6 @@ TASKS: dict[str, Task] = {
         fitted(CodeDataModule, val_size=0),
         code("query", "answer"),
         [{"query": "a", "answer": "b", "lang": "python"}, {"query": "c", "answer": "d"}],
-        "code/codefeedback/codefeedback_filtered.json",
     ),
     "evol_instruct_code": Task(
         "json",

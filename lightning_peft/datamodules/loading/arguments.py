@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lightning_peft.datamodules.loading.fields import first_line
 from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # of any type, where a file of it is broken
-        found = (str(error).strip().splitlines() or [""])[0]
+        found = first_line(error)
         if not isinstance(error, OSError | ValueError):
             found = f"{type(error).__name__}: {found}"
         if "custom code" in found:

@@ -102,6 +102,12 @@ def shown(value: Any) -> str:
     return _cut(repr(value), 80)
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error begins with, in characters that can be seen."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in lines[0])
+
+
 def described(value: Any) -> str:
     """Say in a few words what a value is: ``the number 5``, ``true``, ``a list``."""
     if isinstance(value, bool):

@@ -23,6 +23,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import first_line, shown
+
 COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "zip",
@@ -63,7 +65,7 @@ def read_json(path: Path) -> Iterator[Any]:
                 yield from _array(_decoded(line + file.read(), number), number)
                 return
             try:
-                found = loads(_decoded(line, number), number)
+                found = loads(_decoded(line.rstrip(), number), number)
             except Broken:
                 found = _whole(line + file.read(), number) if first else None
                 if found is None:
@@ -140,7 +142,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} stands twice in one object")
+        raise ValueError(f"the field {shown(twice)} stands twice in one object")
     return found
 
 
@@ -179,7 +181,7 @@ def read_csv(path: Path) -> Iterator[dict[str, str | None]]:
 def _named(rows: Any) -> Iterator[dict[str, str | None]]:
     header: list[str] = next(rows, [])
     if twice := next((name for name in header if name and header.count(name) > 1), None):
-        raise Broken(f"line 1: the header has {twice!r} twice")
+        raise Broken(f"line 1: the header has {shown(twice)} twice")
     for row in rows:
         if not row:
             continue
@@ -211,11 +213,13 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     """
     import pyarrow.parquet
 
+    if not path.stat().st_size:
+        return
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if twice := next((name for name in names if names.count(name) > 1), None):
-                raise Broken(f"it has the column {twice!r} twice")
+                raise Broken(f"it has the column {shown(twice)} twice")
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (Broken, MemoryError):
@@ -223,7 +227,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     except Exception as error:  # of many types, the library's and its decoders'
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's
-        raise Broken((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        raise Broken(first_line(error)) from error
 
 
 # Text ---------------------------------------------------------------------------------------------

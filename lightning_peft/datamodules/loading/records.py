@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_peft.datamodules.loading.cache import quiet_datasets
-from lightning_peft.datamodules.loading.fields import filled, text_in
+from lightning_peft.datamodules.loading.fields import filled, first_line, text_in
 from lightning_peft.datamodules.loading.files import (
     Records,
     checked,
@@ -181,8 +181,3 @@ def _ask_hub(name: str) -> set[str] | None:
         return None
     info = HfApi().dataset_info(name, timeout=10)
     return {sibling.rfilename for sibling in info.siblings or ()}
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error begins with."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

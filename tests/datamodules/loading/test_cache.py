@@ -52,16 +52,15 @@ def test_a_call_that_pads_does_not_change_the_fingerprint(make_tokenizer: Any) -
 def test_a_file_that_was_cut_off_is_made_again(
     tokenizer: Any, tmp_path: Path, example: Any
 ) -> None:
-    examples = [example("ab" * i, "c", i) for i in range(2500)]
-    first = encode_cached(Encoder(tokenizer, 9000), examples, True, tmp_path).to_dict()
+    examples = [example(f"ab {i}", "c", i) for i in range(2500)]
+    first = encode_cached(Encoder(tokenizer, 64), examples, True, tmp_path).to_dict()
     (file,) = tmp_path.glob("*.arrow")
     whole = file.read_bytes()
     # Also where only the mark of the end is missing, or whole batches of rows.
     for end in (0, 10, len(whole) // 2, len(whole) - 8):
         file.write_bytes(whole[:end])
-        again = encode_cached(Encoder(tokenizer, 9000), examples, True, tmp_path)
+        again = encode_cached(Encoder(tokenizer, 64), examples, True, tmp_path)
         assert again.to_dict() == first
-    assert file.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_written_is_named(

@@ -10,6 +10,8 @@ import pytest
 
 from lightning_peft.datamodules.loading.fields import (
     described,
+    first_line,
+    listed,
     no_list,
     number_of,
     text_if_any,
@@ -49,8 +51,10 @@ def test_texts_of_a_list(refused: Any) -> None:
     assert texts_in(["a", ""], "q", "Record 1") == ["a", ""]
     with refused("Record 1 has no list of texts in 'q' but the text 'ab'; give one."):
         texts_in("ab", "q", "Record 1")
-    with refused("Record 1 has no text in 'q' but null…"):
+    with refused("Record 1 has no text in 'q'; give one."):
         texts_in(["a", None], "q", "Record 1")
+    with refused("Record 1 has no text in 'q' but the number 5; …"):
+        texts_in(["a", 5], "q", "Record 1")
 
 
 @pytest.mark.parametrize(
@@ -80,4 +84,8 @@ def test_a_number_is_one_or_is_written_in_digits(value: Any, number: float | Non
 def test_what_is_long_is_not_told_whole() -> None:
     assert len(described(10**300)) < 60
     assert described("a" * 99).endswith("\N{HORIZONTAL ELLIPSIS}")
+    assert first_line(ValueError("a\x0eb\nc")) == r"a\x0eb"
+    assert first_line(KeyError()) == "KeyError"
+    assert listed(["a", "b\n"]) == "a, 'b\\n'"
+    assert len(listed(map(str, range(10_000)))) < 100
     assert no_list("q", None, "texts") == "has no list of texts in 'q' but null; give one."

@@ -198,8 +198,8 @@ def test_code_that_lies_with_data_is_not_run(tmp_path: Path, texts: Any, write_r
     assert not made.exists()
 
 
-@pytest.mark.parametrize("folder", ["x" * 300, "a/" + "x" * 300])
-def test_a_folder_that_cannot_be_looked_up_is_named(folder: str, refused: Any) -> None:
+def test_a_folder_that_cannot_be_looked_up_is_named(refused: Any) -> None:
+    folder = "x" * 300
     sentence = f"{folder} cannot be read (File name too long)."
     with refused(sentence):
         SOURCE.read(folder)
