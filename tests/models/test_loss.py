@@ -141,7 +141,7 @@ def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(tiny_ll
 
 
 def test_without_a_mask_every_token_is_attended_to(tiny_llama, random_batch) -> None:
-    model, batch = tiny_llama(), random_batch(rows=3, length=7)
+    model, batch = tiny_llama(), random_batch(0, rows=3, length=7)
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     batch["labels"] = batch["input_ids"]
     plain = {name: batch[name] for name in ("input_ids", "labels")}
