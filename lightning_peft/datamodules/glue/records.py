@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_peft.datamodules.glue.tasks import QQP, TASKS, spelled
 from lightning_peft.datamodules.loading.fields import listed, number_of, shown
-from lightning_peft.datamodules.loading.files import is_folder, read_file, reason
+from lightning_peft.datamodules.loading.files import is_folder, listing, read_file, reason
 from lightning_peft.datamodules.loading.labelled import Labelled
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.errors import UserError
@@ -49,7 +49,7 @@ class GlueFiles:
                 f"data.data_dir {str(root)!r} is no folder; give the folder of GLUE's files, or "
                 f"null for {HUB} of the hub."
             )
-        found = [p for p in sorted(root.iterdir()) if p.is_dir() and spelled(p.name) == self.name]
+        found = [p for p in listing(root) if p.is_dir() and spelled(p.name) == self.name]
         return found[0] if found else root
 
     def there(self, names: tuple[str, ...]) -> bool:

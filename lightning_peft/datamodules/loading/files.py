@@ -81,6 +81,14 @@ def is_folder(path: str | Path) -> bool:
     return stat.S_ISDIR(_mode(path))
 
 
+def listing(folder: str | Path) -> list[Path]:
+    """List what lies in a folder, by name; raises where that cannot be seen."""
+    try:
+        return sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({reason(error)}).") from error
+
+
 def reason(error: OSError) -> str:
     """Say why the system refuses something, without the path and the number."""
     return error.strerror or str(error) or type(error).__name__

@@ -18,6 +18,7 @@ from lightning_peft.datamodules.loading.files import (
     checked,
     is_file,
     is_folder,
+    listing,
     read_file,
 )
 from lightning_peft.errors import UserError
@@ -47,6 +48,7 @@ class Source:
         """Find the source's files under a folder."""
         if folder is None or not is_folder(folder):
             return []
+        listing(folder)  # in what cannot be listed, patterns find nothing
         found = (sorted(Path(folder).glob(pattern)) for pattern in self.files)
         return next((paths for paths in found if paths), [])
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from lightning_peft.datamodules.loading.files import listing
+from lightning_peft.datamodules.loading.records import Source
+
 # Files --------------------------------------------------------------------------------------------
 
 
@@ -71,6 +74,24 @@ def test_a_missing_file_is_named(name: str, read: Any, tmp_path: Path, refused: 
     (tmp_path / name).mkdir()
     with refused(f"{tmp_path / name} is a folder."):
         read(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(
+    tmp_path: Path, refused: Any, monkeypatch: Any
+) -> None:
+    (tmp_path / "b").touch()
+    (tmp_path / "a").touch()
+    assert listing(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    sentence = f"{tmp_path} cannot be read (Permission denied)."
+    with refused(sentence):
+        listing(tmp_path)
+    with refused(sentence):
+        Source(("*.json",), "o/n", "train").read(str(tmp_path))
 
 
 def test_what_the_system_refuses_is_said(
