@@ -97,4 +97,4 @@ def _module(config: Path) -> Any:
 def _tokenizer(name: str, output: Path) -> None:
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(name).save_pretrained(output)
+    AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(output)

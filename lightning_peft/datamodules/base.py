@@ -7,7 +7,7 @@ answer is found in a model's output and judged (``extract``, ``correct``). For e
     from lightning_peft.datamodules import Protocol, Source, TextDataModule
 
     TRAIN, TEST = (
-        Source((f"{split}.jsonl",), "someone/capitals", split, required=("country", "capital"))
+        Source((f"{split}.jsonl",), "someone/capitals", split, texts=("country", "capital"))
         for split in ("train", "test")
     )
     ASKED = Protocol("capitals-ours", "The capital of {instruction} is", "response", 64, 8)
@@ -47,7 +47,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.loading.arguments import at_least, known
 from lightning_peft.datamodules.loading.batches import EncodedDataset, PromptDataset, TrainingData
-from lightning_peft.datamodules.loading.examples import Encoder, Example, encode_cached
+from lightning_peft.datamodules.loading.examples import (
+    Encoder,
+    Example,
+    checked_example,
+    encode_cached,
+)
+from lightning_peft.datamodules.loading.fields import text_in
 from lightning_peft.datamodules.loading.packing import PackedDataset
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
@@ -170,7 +176,11 @@ class TextDataModule(TokenizedDataModule):
         self, instruction: str, response: str, task: str, index: int, expected: Any = ""
     ) -> Example:
         """Make an example whose prompt is the protocol's for an instruction."""
-        return Example(self.protocol.prompt(instruction), response, task, index, expected)
+        asked = {"instruction": instruction}
+        prompt = self.protocol.prompt(
+            text_in(asked, "instruction", f"Record {index + 1} of {task}")
+        )
+        return Example(prompt, response, task, index, expected)
 
     # Data sets ------------------------------------------------------------------------------------
 
@@ -206,9 +216,9 @@ class TextDataModule(TokenizedDataModule):
         sets, cut = {}, {}
         for task, examples in self.test_examples().items():
             rows = fixed_sample(len(examples), self.limits["test"])
-            kept = [examples[i] for i in rows]
+            kept = [checked_example(examples[i]) for i in rows]
             if not kept:
-                raise UserError(f"The test set of {task} is empty.")
+                raise UserError(f"data.data_dir {self.data_dir!r} holds no test record of {task}.")
             # Earlier turns stand before a prompt as in training, with their responses.
             asked = [replace(e, response="") for e in kept]
             turns = any(e.history for e in kept)
@@ -220,7 +230,8 @@ class TextDataModule(TokenizedDataModule):
         return sets
 
     def _encoded(self, split: str, examples: Sequence[Example]) -> EncodedDataset:
-        examples = [examples[i] for i in fixed_sample(len(examples), self.limits[split])]
+        rows = fixed_sample(len(examples), self.limits[split])
+        examples = [checked_example(examples[i]) for i in rows]
         table = encode_cached(self.encoder, examples, True, self.cache_dir)
         fitting = [i for i, tokens in enumerate(table["tokens"]) if tokens]
         self._report_left_out(split, len(examples) - len(fitting), len(examples))

@@ -29,6 +29,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.fields import shown, text_if_any
 from lightning_peft.datamodules.loading.records import RecordFiles
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol, indented
 from lightning_peft.errors import UserError
@@ -113,11 +114,9 @@ class CommonsenseDataModule(TextDataModule):
         if without:
             rank_zero_info(f"Without a train.json, and only tested: {', '.join(without)}.")
         return [
-            self.example(_instruction(record), record["output"], task, index)
+            self.example(_instruction(record, f"{task}/train.json", i), record["output"], task, i)
             for task in with_data
-            for index, record in enumerate(
-                files.read(f"{task}/train.json", ("instruction", "output"))
-            )
+            for i, record in enumerate(files.read(f"{task}/train.json", ("instruction", "output")))
         ]
 
     def test_examples(self) -> Mapping[str, Sequence[Example]]:
@@ -134,8 +133,14 @@ class CommonsenseDataModule(TextDataModule):
             rank_zero_info(f"Without a test.json, and not tested: {', '.join(missing)}.")
         return {
             task: [
-                self.example(_instruction(record), "", task, index, _label(record, task, index))
-                for index, record in enumerate(
+                self.example(
+                    _instruction(record, f"{task}/test.json", i),
+                    "",
+                    task,
+                    i,
+                    _label(record, task, i),
+                )
+                for i, record in enumerate(
                     files.read(f"{task}/test.json", ("instruction", "output", "answer"))
                 )
             ]
@@ -153,7 +158,8 @@ class CommonsenseDataModule(TextDataModule):
         for index, record in enumerate(source.read(JOINED, ("instruction", "output"))):
             kind = KIND.search(record["output"].removeprefix("the correct answer is "))
             task = f"{JOINED}, {kind.group() if kind else 'other'}"
-            examples.append(self.example(_instruction(record), record["output"], task, index))
+            asked = _instruction(record, JOINED, index)
+            examples.append(self.example(asked, record["output"], task, index))
         return examples
 
     def _files(self, data_dir: str | None) -> RecordFiles:
@@ -165,12 +171,13 @@ def _label(record: Mapping[str, Any], task: str, index: int) -> str:
     label: str = record["answer"]
     if label not in LABELS[task]:
         raise UserError(
-            f"Record {index + 1} of {task}/test.json has the answer {label!r}, which is none of "
-            f"{', '.join(LABELS[task])}."
+            f"Record {index + 1} of {task}/test.json has the answer {shown(label)}, which is none "
+            f"of {', '.join(LABELS[task])}."
         )
     return label
 
 
-def _instruction(record: Mapping[str, Any]) -> str:
+def _instruction(record: Mapping[str, Any], file: str, index: int) -> str:
     """Return the instruction, and the input after it, which is empty in all published files."""
-    return "\n".join(filter(None, (record["instruction"], record.get("input"))))
+    added = text_if_any(record, "input", f"Record {index + 1} of {file}")
+    return "\n".join(filter(None, (record["instruction"], added)))

@@ -24,11 +24,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import (
+    described,
+    is_list,
+    no_list,
+    text_in,
+    texts_in,
+)
 from lightning_peft.datamodules.references import (
     ReferencesDataModule,
     our_protocol,
     three_splits,
 )
+from lightning_peft.errors import UserError
 
 
 class DartDataModule(ReferencesDataModule):
@@ -54,9 +62,27 @@ class DartDataModule(ReferencesDataModule):
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the triples, one in a line."""
-        return "\n".join(" | ".join(triple) for triple in record.get("tripleset") or ())
+        triples = record.get("tripleset")
+        if triples is None:
+            return None
+        if not is_list(triples):
+            raise UserError(no_list("tripleset", triples, "triples"))
+        return "\n".join(" | ".join(texts_in(triple, "tripleset", "")) for triple in triples)
 
     def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
         """Return the texts of all annotations, or all that the hub's record holds."""
-        annotations = [annotation["text"] for annotation in record.get("annotations") or ()]
-        return annotations or record.get("references") or [record.get("target")]
+        annotations = record.get("annotations")
+        if annotations is not None and not is_list(annotations):
+            raise UserError(no_list("annotations", annotations, "annotations"))
+        texts = [text_in(_object(a), "text", "") for a in annotations or ()]
+        if texts or not record.get("references"):
+            return texts or [record.get("target")]
+        return texts_in(record["references"], "references", "")
+
+
+def _object(annotation: Any) -> Mapping[str, Any]:
+    if not isinstance(annotation, Mapping):
+        raise UserError(
+            f"has no object with a 'text' in 'annotations' but {described(annotation)}; give one."
+        )
+    return annotation

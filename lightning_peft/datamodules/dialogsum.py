@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import text_if_any
 from lightning_peft.datamodules.references import (
     ReferencesDataModule,
     our_protocol,
@@ -53,8 +54,8 @@ class DialogSumDataModule(ReferencesDataModule):
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the dialogue."""
-        return record.get("dialogue")
+        return text_if_any(record, "dialogue", "")
 
     def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
         """Return the summary, or summaries."""
-        return [record.get(f"summary{i}") for i in ("", 1, 2, 3)]
+        return [text_if_any(record, f"summary{i}", "") for i in ("", 1, 2, 3)]

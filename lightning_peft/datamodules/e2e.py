@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import text_if_any, texts_in
 from lightning_peft.datamodules.references import (
     ReferencesDataModule,
     our_protocol,
@@ -55,8 +56,19 @@ class E2EDataModule(ReferencesDataModule):
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return the meaning representation, as it is written."""
-        return record.get("mr") or record.get("MR") or record.get("meaning_representation")
+        return _first(record, "mr", "MR", "meaning_representation")
 
     def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
         """Return the row's reference, or all that the hub's record holds."""
-        return record.get("references") or [record.get("ref") or record.get("target")]
+        references = record.get("references")
+        return (
+            texts_in(references, "references", "")
+            if references
+            else [_first(record, "ref", "target")]
+        )
+
+
+def _first(record: Mapping[str, Any], *fields: str) -> str | None:
+    """Return the text of the first of some fields that holds one."""
+    texts = (text_if_any(record, field, "") for field in fields)
+    return next(filter(None, texts), None)

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.loading.arguments import at_least
-from lightning_peft.datamodules.loading.labelled import Labelled, LabelledDataset
+from lightning_peft.datamodules.loading.labelled import Labelled, LabelledDataset, checked_label
 from lightning_peft.datamodules.loading.pairs import PairEncoder
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
@@ -127,6 +127,7 @@ class LabelledDataModule(TokenizedDataModule):
         return sets
 
     def _encoded(self, split: str, records: Sequence[Labelled], **kwargs: Any) -> LabelledDataset:
+        records = [checked_label(record, self.label_names, split) for record in records]
         table = self.encoder.cached(records, self.cache_dir)
         self.counts[split] = len(records)
         self.report_cut(

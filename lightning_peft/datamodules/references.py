@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.fields import filled
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.metrics.texts import bleu, rouge_l
@@ -97,11 +98,19 @@ class ReferencesDataModule(TextDataModule):
         self.test_split = known("test_split", test_split, ("test", "dev"))
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
-        """Return what a text is to be written of; None where the record does not hold it."""
+        """Return what a text is to be written of; None where the record does not hold it.
+
+        Raises:
+            UserError: If it holds something else; where it stands is put before what this says.
+        """
         raise NotImplementedError
 
     def references_of(self, record: Mapping[str, Any]) -> Sequence[str | None]:
-        """Return a record's references; others of the same source may stand in other records."""
+        """Return a record's references; others of the same source may stand in other records.
+
+        Raises:
+            UserError: As in :meth:`source_of`.
+        """
         raise NotImplementedError
 
     def train_examples(self) -> list[Example]:
@@ -173,11 +182,15 @@ class ReferencesDataModule(TextDataModule):
         place = ", ".join(map(str, source.there(self.data_dir))) or f"{source.hub} ({split})"
         found: dict[str, list[str]] = {}
         for number, record in enumerate(records, start=1):
-            text, references = self.source_of(record), self.references_of(record)
+            try:
+                text, references = self.source_of(record), self.references_of(record)
+            except UserError as error:
+                raise UserError(f"Record {number} of {place} {str(error).strip()}") from error
             kept = [reference for reference in references if reference]
             if not text or not kept:
-                fields = ", ".join(key for key, value in record.items() if value is not None)
                 lacking = self.wanted["reference" if text else "source"]
-                raise UserError(f"Record {number} of {place} has no {lacking}, only {fields}.")
+                raise UserError(
+                    f"Record {number} of {place} has no {lacking}, only {filled(record)}."
+                )
             found.setdefault(text, []).extend(kept)
         return [Referenced(text, tuple(references)) for text, references in found.items()]

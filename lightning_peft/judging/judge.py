@@ -5,15 +5,18 @@ The libraries behind MT-Bench are imported where something is judged, so that he
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from lightning_peft.atomic import hold
 from lightning_peft.errors import UserError
 from lightning_peft.judging.endpoint import ADDRESS, Chat, EndpointError, Stopped
 
@@ -60,8 +63,10 @@ def judge(
     key = _key(api_key_env)
     chat = Chat(endpoint, model, key, max_retries, requests_per_minute, timeout)
     file = Path(output or Path(answers).with_suffix(".judgments.jsonl"))
-    tasks, judgments = judge_tasks(Path(data_dir), Path(answers), model), read_judgments(file)
-    _ask_rest(chat, tasks, judgments, file, workers)
+    tasks = judge_tasks(Path(data_dir), Path(answers), model)
+    with _held(file) as lines:
+        judgments = read_judgments(file, lines)
+        _ask_rest(chat, tasks, judgments, lines, file, workers)
     return {**means(judgments[task["digest"]] for task in tasks), "output": str(file)}
 
 
@@ -90,12 +95,39 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def read_judgments(file: Path) -> dict[str, dict[str, Any]]:
-    """Read judgments by digest: none without a file, nor from a last line that a kill cut off."""
-    from lightning_peft.datamodules.conversation.mt_bench import read_lines
+@contextlib.contextmanager
+def _held(file: Path) -> Iterator[IO[bytes]]:
+    """Open the file of judgments, which no other process may write meanwhile."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as lines:
+            if not hold(lines):
+                raise UserError(
+                    f"output {file} is being written by another judge; wait for its end, or name "
+                    "another file."
+                )
+            yield lines
+    except OSError as error:
+        raise UserError(
+            f"output {file} cannot be written ({error.strerror or error}); name another file."
+        ) from error
+
+
+def read_judgments(file: Path, lines: IO[bytes]) -> dict[str, dict[str, Any]]:
+    """Read judgments by digest; none from a last line that a kill cut off.
+
+    Args:
+        file: Names them in errors.
+        lines: The open file. (To open and close it once more would let it go.)
+
+    Raises:
+        UserError: If it holds anything else.
+    """
+    from lightning_peft.datamodules.conversation.mt_bench import lines_in
 
     judgments = {}
-    for place, line in read_lines(file, partial=False) if file.exists() else ():
+    lines.seek(0)
+    for place, line in lines_in(lines.read(), file, partial=False):
         if not {"category", "turn", "score", "digest"} <= line.keys():
             raise UserError(f"{place} is no judgment; name another file as output.")
         judgments[line["digest"]] = line
@@ -103,12 +135,17 @@ def read_judgments(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _ask_rest(
-    chat: Chat, tasks: list[dict[str, Any]], judgments: dict[str, Any], file: Path, workers: int
+    chat: Chat,
+    tasks: list[dict[str, Any]],
+    judgments: dict[str, Any],
+    lines: IO[bytes],
+    file: Path,
+    workers: int,
 ) -> None:
     """Ask for the judgments that are not there yet."""
     rest = [task for task in tasks if task["digest"] not in judgments]
     try:
-        _ask(chat, rest, judgments, file, workers)
+        _ask(chat, rest, judgments, lines, workers)
     except EndpointError as error:
         done = sum(task["digest"] in judgments for task in tasks)
         kept = f"{done} of {len(tasks)} judgments are in {file}; a further run adds the rest."
@@ -116,15 +153,18 @@ def _ask_rest(
 
 
 def _ask(
-    chat: Chat, tasks: list[dict[str, Any]], judgments: dict[str, Any], file: Path, workers: int
+    chat: Chat,
+    tasks: list[dict[str, Any]],
+    judgments: dict[str, Any],
+    lines: IO[bytes],
+    workers: int,
 ) -> None:
     """Add judgments to the dictionary and the file as they come."""
     from rich import console, progress
 
     from lightning_peft.datamodules.conversation.mt_bench import rating
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab+") as lines, ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         lines.seek(0)
         lines.truncate(lines.read().rfind(b"\n") + 1)  # half a line, if a kill left one
         futures = {pool.submit(chat.complete, task.pop("messages")): task for task in tasks}

@@ -81,8 +81,8 @@ def _check_hub(name: str) -> None:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(name)
-    except (OSError, HFValidationError) as error:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         causes = tuple(type(cause) for cause in _causes(error))
         unknown = (RepositoryNotFoundError, HFValidationError)
         if any(issubclass(cause, GatedRepoError) for cause in causes):
@@ -94,6 +94,24 @@ def _check_hub(name: str) -> None:
         else:
             reason = f"cannot be loaded: {first_sentence(error)}"
         raise UserError(f"model.model_name_or_path: {name} {reason.rstrip('.')}.") from error
+
+
+def read_config(name: str) -> Any:
+    """The configuration of a model; code that lies beside it is never run, nor asked about.
+
+    Raises:
+        UserError: If transformers has no model of its type.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        reason = first_sentence(error).rstrip(".")
+        raise UserError(
+            f"model.model_name_or_path: {name} cannot be loaded: {reason}; code that comes with a "
+            "model is never run here."
+        ) from error
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -145,12 +163,11 @@ def load_classifier(
     """
     from transformers import (
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        AutoConfig,
         AutoModelForSequenceClassification,
     )
 
     check_model(source)
-    config = AutoConfig.from_pretrained(source.name)
+    config = read_config(source.name)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(
             f"model.model_name_or_path: transformers has no model for sequence classification of "
@@ -185,8 +202,10 @@ def _from_pretrained(
     if source.attn_implementation is not None:
         extra["attn_implementation"] = source.attn_implementation
     try:
+        # Code that lies beside a model is never run, nor is anybody asked whether it may be.
+        extra["trust_remote_code"] = False
         loaded = kind.from_pretrained(source.name, dtype=source.dtype, **extra, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = first_sentence(error).rstrip(".")
         raise UserError(
             f"model.model_name_or_path: {source.name} cannot be loaded: {reason}."
@@ -197,11 +216,9 @@ def _from_pretrained(
 
 def _compute_dtype(source: BaseSource) -> torch.dtype:
     """The dtype in which a base's weights are loaded, where they are not quantized."""
-    from transformers import AutoConfig
-
     if source.dtype != "auto":
         return getattr(torch, source.dtype)
-    saved = AutoConfig.from_pretrained(source.name).dtype
+    saved = read_config(source.name).dtype
     return torch.float32 if saved is None else saved
 
 

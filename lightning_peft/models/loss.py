@@ -7,12 +7,14 @@ hidden states for some rows at a time. What remains is the gradient of the hidde
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_peft.errors import UserError
 from lightning_peft.models.packing import model_inputs, one_row
 
 _CHUNK = 256  # rows; torch's automatic choice is six times slower at a large vocabulary
@@ -38,7 +40,11 @@ class TargetLoss:
         Args:
             model: A causal language model of transformers.
             batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens).
+
+        Raises:
+            UserError: If it is none.
         """
+        batch = whole_batch(batch, model.config)
         head = None if self.without_logits is False else plain_head(model)
         if head is None:
             return token_loss(*target_logits(model, batch))
@@ -64,12 +70,51 @@ def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     Args:
         model: A causal language model of transformers.
         batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens).
+
+    Raises:
+        UserError: If it is none.
     """
-    batch = one_row(batch, model.config)
+    batch = one_row(whole_batch(batch, model.config), model.config)
     labels = batch["labels"][:, 1:]
     positions = (labels != -100).any(0).nonzero()[:, 0]
     output = model(**model_inputs(batch), use_cache=False, logits_to_keep=positions)
     return output.logits.float(), labels[:, positions]
+
+
+def whole_batch(batch: Any, config: Any) -> dict[str, Any]:
+    """A batch of anybody's loader as a model and its loss read it.
+
+    Without an ``attention_mask`` every token is one to attend to, unless a row begins or ends in
+    what the model pads with: whether that is padding, only a mask can tell.
+
+    Args:
+        batch: What the loader gives.
+        config: The model's; says what it pads with.
+
+    Raises:
+        UserError: If ``input_ids`` or ``labels`` are missing or not of one shape, or the mask is
+            missing beside padding.
+    """
+    wanted = "a loader has to give input_ids, labels and attention_mask, (batch, tokens) each"
+    if not isinstance(batch, Mapping):
+        raise UserError(f"a batch is a {type(batch).__name__} and no dictionary; {wanted}.")
+    for name in ("input_ids", "labels"):
+        if not isinstance(batch.get(name), Tensor):
+            found = ", ".join(str(key) for key in batch) or "nothing"
+            raise UserError(f"a batch has no tensor {name!r}, only {found}; {wanted}.")
+    ids, labels = batch["input_ids"], batch["labels"]
+    if ids.shape != labels.shape or ids.ndim != 2:
+        shapes = f"{tuple(ids.shape)} and labels of {tuple(labels.shape)}"
+        raise UserError(f"a batch has input_ids of the shape {shapes}; {wanted}.")
+    if batch.get("attention_mask") is not None or "position_ids" in batch:
+        return dict(batch)
+    pad_id = getattr(config, "pad_token_id", None)
+    if pad_id is not None and ids.numel() and bool((ids[:, [0, -1]] == pad_id).any()):
+        raise UserError(
+            f"a batch has rows that begin or end in {pad_id}, which the model pads with, and no "
+            "'attention_mask'; give one, 1 at tokens and 0 at padding."
+        )
+    return {**batch, "attention_mask": torch.ones_like(ids)}
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

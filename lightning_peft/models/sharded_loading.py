@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_peft import distributed
-from lightning_peft.models.loading import BaseSource, check_model
+from lightning_peft.models.loading import BaseSource, check_model, read_config
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -101,11 +101,11 @@ def stored_causal_lm(source: BaseSource) -> Any:
         LoadsWhole: If it is to be quantized, files are none of safetensors', names or shapes in
             them are not the model's, or something else than reading makes the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_model(source)
     name = source.name
-    config = AutoConfig.from_pretrained(name)
+    config = read_config(name)
     dtype = config.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     if dtype is None:
         raise LoadsWhole("its configuration names no dtype")

@@ -61,7 +61,7 @@ def read_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(name).is_dir():
             reason = "holds no config.json that transformers can read"

@@ -72,10 +72,7 @@ class PredictionWriter:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.process}"
         if path.is_file() and is_held(path):
-            raise UserError(
-                f"{path} is being written by another test; wait for its end, or take another "
-                "trainer.default_root_dir."
-            )
+            raise _being_written(path)
         # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         if lines and _parsed(lines[0]) == _as_read(stamp):
@@ -85,7 +82,8 @@ class PredictionWriter:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         write_text(path, text)
         self._files[task] = path.open("a", encoding="utf-8", buffering=1)
-        hold(self._files[task])
+        if not hold(self._files[task]):  # it was faster
+            raise _being_written(path)
 
     def unanswered(self, batch: Row) -> Row | None:
         """Leave out of a batch what is answered already; None where nothing is left."""
@@ -152,6 +150,13 @@ class PredictionWriter:
         write_text(path, text)
         for part in self.folder.glob(f"{task}.part*"):
             part.unlink()
+
+
+def _being_written(path: Path) -> UserError:
+    return UserError(
+        f"{path} is being written by another test; wait for its end, or take another "
+        "trainer.default_root_dir."
+    )
 
 
 def _as_read(row: Row) -> Row:

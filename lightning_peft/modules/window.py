@@ -78,7 +78,8 @@ class Window:
         targets = batch.get("num_target_tokens", count * accumulate * processes)
         targets = torch.as_tensor(targets, device=total.device).clamp_min(1)
         self.loss += total.detach() / targets
-        self.tokens += batch["attention_mask"].sum()
+        mask = batch.get("attention_mask")
+        self.tokens += batch["input_ids"].numel() if mask is None else mask.sum()
         # The shares count / targets sum to one over the window, and so the penalty counts once.
         share = (total + penalty * count) / targets
         return share * accumulate * processes

@@ -55,7 +55,7 @@ def begin(words: list[Any], log: Path, at: float = 0.0) -> int:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     code = 1
     try:
         sys.argv = ["lightning-peft"]

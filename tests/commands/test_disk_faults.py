@@ -24,7 +24,6 @@ from lightning_peft import atomic
 from lightning_peft.cli import main
 from lightning_peft.errors import naming
 
-
 # A run that ends by an error tries to leave a picture, which may fail for the same reason.
 pytestmark = pytest.mark.filterwarnings("ignore:importance.png was not drawn")
 

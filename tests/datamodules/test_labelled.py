@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,3 +102,60 @@ def test_what_is_there_from_setup_on_says_so_before() -> None:
         _ = Spam(None).encoder
     with pytest.raises(ValueError, match=r"^data.max_length is 7; it has to be 8 or more\.$"):
         Spam(None, max_length=7)
+
+
+class Given(LabelledDataModule):
+    """Records of somebody's file."""
+
+    label_names: Any = ("ham", "spam")
+    given: Any = ()
+
+    def train_records(self) -> Sequence[Labelled]:
+        return self.given  # type: ignore[no-any-return]
+
+    def held_out_records(self) -> Mapping[str, Sequence[Labelled]]:
+        return {"new": [Labelled("a", None, 0, 0)]}
+
+
+def test_labels_in_digits_as_csv_has_them_are_numbers(build_data: Any) -> None:
+    class Digits(Given):
+        given = (Labelled("a", None, "1", 0), Labelled("b", None, 0.0, 1))  # type: ignore[arg-type]
+
+    (batch,) = build_data(Digits, None, batch_size=2, group_by_length=False).train_dataloader()
+    assert sorted(batch["labels"].tolist()) == [0, 1]
+
+    class Scores(Given):
+        label_names = None
+        metric_names = ("pearson",)
+        given = (Labelled("a", None, "1.50", 0), Labelled("b", None, 2, 1))  # type: ignore[arg-type]
+
+    (batch,) = build_data(Scores, None, batch_size=2, group_by_length=False).train_dataloader()
+    assert sorted(batch["labels"].tolist()) == [1.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "record", "sentence"),
+    [
+        (("a", "b"), ("x", None, 2), "has the label 2; wanted is a class from 0 to 1."),
+        (("a", "b"), ("x", None, -1), "has the label -1; wanted is a class from 0 to 1."),
+        (("a", "b"), ("x", None, 0.5), "has the label 0.5; wanted is a class from 0 to 1."),
+        (("a", "b"), ("x", None, True), "has the label True; wanted is a class from 0 to 1."),
+        (("a", "b"), ("x", None, "spam"), "has the label 'spam'; wanted is a class from 0 to 1."),
+        (("a", "b"), ("x", None, None), "has the label None; wanted is a class from 0 to 1."),
+        (None, ("x", None, float("nan")), "has the label nan; wanted is a number."),
+        (None, ("x", None, "1_0"), "has the label '1_0'; wanted is a number."),
+        (None, ("x", None, [1]), "has the label [1]; wanted is a number."),
+        (("a", "b"), (5, None, 1), "has no text in 'first' but the number 5; write it as a text, "),
+        (("a", "b"), (None, None, 1), "has no text in 'first'; give one."),
+        (("a", "b"), ("x", 0, 1), "has no text in 'second' but the number 0; write it as a text,"),
+    ],
+)
+def test_a_record_of_another_kind_is_named(
+    names: Any, record: Any, sentence: str, build_data: Any
+) -> None:
+    class Wrong(Given):
+        label_names = names
+        given = (Labelled("a", None, 0, 0), Labelled(*record, 1))
+
+    with pytest.raises(ValueError, match=f"^Record 2 of train {re.escape(sentence)}"):
+        build_data(Wrong, None)

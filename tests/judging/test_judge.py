@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from chat_server import (
 )
 
 from lightning_peft.datamodules.conversation.mt_bench import answer_line
+from lightning_peft.errors import UserError
 from lightning_peft.judging.endpoint import EndpointError
 from lightning_peft.judging.judge import judge
 
@@ -189,3 +192,59 @@ def test_wrong_arguments_get_one_sentence(
     assert KEY not in str(error.value)
     assert "word" not in str(error.value)
     assert not files.output.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not a POSIX system")
+def test_a_second_judge_of_one_file_is_refused(files: SimpleNamespace, serve: Any) -> None:
+    run(files, serve())
+    before = files.output.read_bytes()
+    program = (
+        "import sys; from lightning_peft.atomic import hold\n"
+        f"file = open({str(files.output)!r}, 'ab+'); print(hold(file), flush=True)\n"
+        "sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)  # type: ignore[call-overload]
+    assert other.stdout.readline() == "True\n"
+    server = serve()
+    sentence = f"output {files.output} is being written by another judge; wait for its end, or name"
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)} another file.$"):
+        run(files, server, model="other")
+    assert files.output.read_bytes() == before
+    assert not server.requests
+    other.communicate()
+    assert run(files, server, model="other")["both"] == MEANS["both"]
+
+
+def test_what_a_judge_writes_is_held_to_the_end(
+    files: SimpleNamespace, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is opened once: to close it a second time would let it go."""
+    seen: list[str] = []
+    opened = Path.open
+
+    def watch(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        seen.extend([mode] * (self == files.output))
+        return opened(self, mode, *args, **kwargs)
+
+    run(files, serve())
+    monkeypatch.setattr(Path, "open", watch)
+    assert run(files, serve()) == {**MEANS, "output": str(files.output)}
+    assert seen == ["ab+"]
+
+
+def test_a_file_that_cannot_be_written_is_named(
+    files: SimpleNamespace, serve: Any, tmp_path: Path
+) -> None:
+    for output, reason in (
+        (tmp_path, "Is a directory"),
+        (files.answers / "a.jsonl", "Not a directory|File exists"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        server = serve()
+        sentence = (
+            rf"^output {re.escape(str(output))} cannot be written \(({reason})\); name another"
+        )
+        with pytest.raises(UserError, match=sentence):
+            run(files, server, output=output)
+        assert not server.requests

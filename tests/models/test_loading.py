@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lightning_peft.assets import TINY_LLAMA
+from lightning_peft.errors import UserError
 from lightning_peft.models.loading import (
     BaseSource,
     check_dtype,
@@ -95,3 +100,24 @@ def test_dtypes_have_names() -> None:
 
 def test_the_first_sentence_stands_on_one_line() -> None:
     assert first_sentence(OSError("No\n  such file. Try another.")) == "No such file"
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_code_beside_a_model_is_never_run_nor_asked_about(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = tmp_path / "own", tmp_path / "made"
+    shutil.copytree(TINY_LLAMA, folder)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": code, "model_type": "evil"})
+    )
+    (folder / "evil.py").write_text(f"import os; os.mkdir({str(made)!r})\n")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or answer)
+    name = re.escape(str(folder))
+    with pytest.raises(UserError, match=rf"^model.model_name_or_path: {name} cannot be loaded: .+"):
+        load_causal_lm(BaseSource(str(folder)))
+    assert not asked
+    assert not made.exists()

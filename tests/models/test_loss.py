@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_peft.errors import UserError
 from lightning_peft.models.loss import (
     TargetLoss,
     chunked_loss,
     plain_head,
     target_logits,
     token_loss,
+    whole_batch,
 )
 from lightning_peft.strategies import LoRA
 
@@ -133,3 +135,62 @@ def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(tiny_ll
     model = tiny_llama()
     LoRA(r=2, target_modules=["lm_head"]).attach(model)
     assert plain_head(model) is None
+
+
+# Batches of anybody's loader.
+
+
+def test_without_a_mask_every_token_is_attended_to(tiny_llama, random_batch) -> None:
+    model, batch = tiny_llama(), random_batch(0, rows=3, length=7)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    batch["labels"] = batch["input_ids"]
+    plain = {name: batch[name] for name in ("input_ids", "labels")}
+    for found, wanted in (
+        (TargetLoss()(model, plain), TargetLoss()(model, batch)),
+        (target_logits(model, plain), target_logits(model, batch)),
+    ):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+    assert plain.keys() == {"input_ids", "labels"}
+
+
+def test_without_a_mask_padding_cannot_be_told(tiny_llama) -> None:
+    config = tiny_llama().config
+    config.pad_token_id = 0
+    ids = torch.tensor([[5, 6, 7], [5, 0, 7]])
+    assert whole_batch({"input_ids": ids, "labels": ids}, config)["attention_mask"].all()
+    for row in ([5, 6, 0], [0, 5, 6]):
+        batch = {"input_ids": torch.tensor([row]), "labels": torch.tensor([row])}
+        sentence = (
+            "^a batch has rows that begin or end in 0, which the model pads with, and no 'att"
+        )
+        with pytest.raises(UserError, match=sentence):
+            whole_batch(batch, config)
+        batch["attention_mask"] = torch.ones(1, 3)
+        assert whole_batch(batch, config) == batch
+        config.pad_token_id = None
+        assert whole_batch({**batch, "attention_mask": None}, config)["attention_mask"].all()
+        config.pad_token_id = 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        ([torch.ones(1, 3)], "a batch is a list and no dictionary; a loader has to give input_ids"),
+        ({"input_ids": torch.ones(1, 3)}, "a batch has no tensor 'labels', only input_ids; a loa"),
+        ({"labels": torch.ones(1, 3), "x": 1}, "a batch has no tensor 'input_ids', only labels, x"),
+        ({"input_ids": [[1, 2]], "labels": [[1, 2]]}, "a batch has no tensor 'input_ids', only in"),
+        (
+            {"input_ids": torch.ones(2, 3), "labels": torch.ones(2)},
+            "a batch has input_ids of the shape (2, 3) and labels of (2,); a loader has to give",
+        ),
+        ({"input_ids": torch.ones(3), "labels": torch.ones(3)}, "a batch has input_ids of the sh"),
+    ],
+)
+def test_what_is_no_batch_is_told(tiny_llama, batch, sentence) -> None:
+    model = tiny_llama()
+    for read in (TargetLoss(), target_logits):
+        with pytest.raises(UserError) as error:
+            read(model, batch)
+        assert str(error.value).startswith(sentence)
+        assert str(error.value).endswith("labels and attention_mask, (batch, tokens) each.")

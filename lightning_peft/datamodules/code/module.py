@@ -45,7 +45,14 @@ from lightning_peft.datamodules.code.programs import (
     mbpp_program,
     mbpp_prompt,
 )
-from lightning_peft.datamodules.code.records import HUMANEVAL, MBPP, TRAINING, Turn, python_turns
+from lightning_peft.datamodules.code.records import (
+    HUMANEVAL,
+    MBPP,
+    TRAINING,
+    Turn,
+    mbpp_problem,
+    python_turns,
+)
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol
@@ -174,12 +181,16 @@ class CodeDataModule(TextDataModule):
     def _problems(self, task: str) -> list[Example]:
         """Read a task's problems; each keeps what its program is made of."""
         if task == "humaneval":
-            fields, source, write = HUMANEVAL.required, HUMANEVAL, _humaneval_prompt
+            fields, source, write = HUMANEVAL.texts, HUMANEVAL, _humaneval_prompt
         else:
             fields, source, write = MBPP_FIELDS, MBPP, mbpp_prompt
         records = source.read(self.data_dir, self.cache_dir)
         if task in MBPP_IDS:
-            records = [r for r in records if r["task_id"] in MBPP_IDS[task]]
+            problems = [
+                mbpp_problem(r, f"Record {number} of mbpp")
+                for number, r in enumerate(records, start=1)
+            ]
+            records = [dict(r) for r in problems if r["task_id"] in MBPP_IDS[task]]
         bare = self.protocol.name == "prunedlora"
         return [
             self.example(

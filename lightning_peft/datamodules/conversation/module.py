@@ -42,6 +42,8 @@ from lightning_peft.datamodules.conversation.mt_bench import (
 from lightning_peft.datamodules.loading.batches import PromptDataset
 from lightning_peft.datamodules.loading.chats import Chat, read_chat
 from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.fields import filled, shown
+from lightning_peft.datamodules.loading.files import is_file
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.protocols import Protocol
 from lightning_peft.errors import UserError
@@ -123,7 +125,7 @@ class ConversationDataModule(TextDataModule):
         if self.questions is None and self.data_dir is None:
             raise UserError("data.questions is not set; give MT-Bench's question.jsonl.")
         path = Path(self.questions or f"{self.data_dir}/mt_bench/question.jsonl")
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(
                 f"{path} does not exist; give MT-Bench's question.jsonl in data.questions."
             )
@@ -131,8 +133,8 @@ class ConversationDataModule(TextDataModule):
         for number, question in read_questions(path).items():
             if question.category not in TEMPERATURES:
                 raise UserError(
-                    f"Question {number} of {path} is of the category {question.category!r}; known "
-                    f"are {', '.join(TEMPERATURES)}."
+                    f"Question {number} of {path} is of the category {shown(question.category)}; "
+                    f"known are {', '.join(TEMPERATURES)}."
                 )
             examples = tasks.setdefault(question.category, [])
             asked = {"question_id": number, "turns": list(question.turns)}
@@ -198,8 +200,7 @@ class ConversationDataModule(TextDataModule):
 
 def _chat(record: Mapping[str, Any], place: str) -> Chat:
     if record.get("conversations") is None:
-        found = ", ".join(key for key, value in record.items() if value is not None)
-        raise UserError(f"{place} has no 'conversations', only {found or 'empty fields'}.")
-    messages, chosen = list(record["conversations"]), record.get("chosen")
+        raise UserError(f"{place} has no 'conversations', only {filled(record) or 'empty fields'}.")
+    messages, chosen = record["conversations"], record.get("chosen")
     chat = read_chat(messages, place)
     return read_chat([*messages, chosen], place) if chat.open and chosen else chat

@@ -9,6 +9,7 @@ taken over all ratings. What asks the judge is ``lightning-peft judge``.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -21,6 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lightning_peft.datamodules.loading.files import is_file, reason
+from lightning_peft.datamodules.loading.formats import Broken, loads
 from lightning_peft.errors import MissingFile, UserError
 
 TEMPERATURES = {
@@ -135,7 +138,13 @@ def judge_tasks(data_dir: Path, answers: Path, judge: str) -> list[dict[str, Any
         if question.category in WITH_REFERENCE and number not in references:
             raise UserError(f"{files[0]} has no answer to question {number}.")
         name, answer = prompt_name(question.category, turn), given[number]
-        messages = judge_messages(prompts[name], question, answer, references.get(number))
+        try:
+            messages = judge_messages(prompts[name], question, answer, references.get(number))
+        except (LookupError, ValueError, AttributeError, TypeError, MemoryError) as error:
+            raise UserError(
+                f"The prompt {name} of {data_dir / 'judge_prompts.jsonl'} cannot be filled in "
+                f"({type(error).__name__}: {error}); take the file as FastChat publishes it."
+            ) from error
         task = {"question_id": number, "category": question.category, "model": answer.model_id}
         task |= {"judge": judge, "prompt": name, "turn": turn, "messages": messages}
         digest = hashlib.sha256(json.dumps([judge, number, messages]).encode()).hexdigest()
@@ -145,7 +154,8 @@ def judge_tasks(data_dir: Path, answers: Path, judge: str) -> list[dict[str, Any
 
 def rating(text: str) -> float | None:
     """Return the rating in a judgment, None where there is none."""
-    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
+    number = r"(\d+(?:\.\d*)?)"
+    found = re.search(rf"\[\[{number}\]\]", text) or re.search(rf"\[{number}\]", text)
     return float(found[1]) if found else None
 
 
@@ -194,15 +204,26 @@ def read_lines(path: Path, partial: bool = True) -> Iterator[tuple[str, dict[str
         MissingFile: If there is no such file.
         UserError: If a line holds anything else.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise MissingFile(f"{path} does not exist.")
-    *lines, last = path.read_bytes().split(b"\n")  # bytes: texts have further kinds of line breaks
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}).") from error
+    yield from lines_in(content, path, partial)
+
+
+def lines_in(
+    content: bytes, path: Path, partial: bool = True
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a file's content as `read_lines` does; ``path`` names it."""
+    *lines, last = content.split(b"\n")  # bytes: texts have further kinds of line breaks
     for number, line in enumerate([*lines, last] if partial else lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = loads(line.removeprefix(codecs.BOM_UTF8).decode())
+        except (Broken, UnicodeDecodeError):
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number} is no JSON object.")
@@ -220,7 +241,7 @@ def _by_id(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 
 def _field(place: str, record: Mapping[str, Any], name: str, kind: type = str) -> Any:
-    if not isinstance(record.get(name), kind):
+    if not isinstance(record.get(name), kind) or isinstance(record[name], bool):
         raise UserError(f"{place} has no {kind.__name__} in {name!r}.")
     return record[name]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.datamodules.glue.tasks import QQP, TASKS, spelled
-from lightning_peft.datamodules.loading.files import read_file
+from lightning_peft.datamodules.loading.fields import listed, number_of, shown
+from lightning_peft.datamodules.loading.files import is_folder, listing, read_file, reason
 from lightning_peft.datamodules.loading.labelled import Labelled
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.errors import UserError
@@ -43,12 +44,12 @@ class GlueFiles:
         self.counts = {"mended": 0, "left_out": 0}
 
     def _find(self, root: Path) -> Path:
-        if not root.is_dir():
+        if not is_folder(root):
             raise UserError(
                 f"data.data_dir {str(root)!r} is no folder; give the folder of GLUE's files, or "
                 f"null for {HUB} of the hub."
             )
-        found = [p for p in sorted(root.iterdir()) if p.is_dir() and spelled(p.name) == self.name]
+        found = [p for p in listing(root) if p.is_dir() and spelled(p.name) == self.name]
         return found[0] if found else root
 
     def there(self, names: tuple[str, ...]) -> bool:
@@ -90,12 +91,12 @@ class GlueFiles:
     def _source(self, names: tuple[str, ...]) -> Source:
         split = next(n for n in names if not n.startswith("dev"))
         files = tuple(f"{name}{ending}" for name in names for ending in ENDINGS)
-        return Source(files, HUB, split, self.name, (*self.task.fields, "label"))
+        return Source(files, HUB, split, self.name, ("label",), self.task.fields)
 
     def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each record's place, and its fields under the hub's names."""
         if path.suffix != ".tsv":
-            records = read_file(path, (*self.task.fields, "label"), self.cache_dir)
+            records = read_file(path, ("label",), self.task.fields)
             yield from ((f"record {n} of {path}", r) for n, r in enumerate(records, 1))
             return
         lines = enumerate(_lines(path), 1)
@@ -105,8 +106,7 @@ class GlueFiles:
         lacking = [name for name in self.task.tsv if name not in columns]
         if lacking:
             raise UserError(
-                f"{path}, line 1: the header has no column {lacking[0]!r}, only "
-                f"{', '.join(columns)}."
+                f"{path}, line 1: the header has no column {lacking[0]!r}, only {listed(columns)}."
             )
         for number, line in lines:
             if not line:
@@ -144,18 +144,16 @@ class GlueFiles:
     def _label(self, value: Any, place: str) -> int | float:
         names = self.task.labels
         if names is None:
-            try:
-                if 0 <= float(value) <= 5:
-                    return float(value)
-            except ValueError:
-                pass
-            raise UserError(f"{place}: the score {value!r} is no number from 0 to 5.")
-        known: dict[str, int] = {name: i for i, name in enumerate(names)}
+            score = number_of(value)
+            if score is not None and 0 <= score <= 5:
+                return float(score)
+            raise UserError(f"{place}: the score {shown(value)} is no number from 0 to 5.")
+        known: dict[Any, int] = {name: i for i, name in enumerate(names)}
         known |= {str(i): i for i in range(len(names))}
-        if str(value) not in known:
+        if str(value) not in known or isinstance(value, bool | float):
             words = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
             hidden = "; GLUE hides those of its test sets" if str(value) == "-1" else ""
-            raise UserError(f"{place}: the label {value!r} is none of {words}{hidden}.")
+            raise UserError(f"{place}: the label {shown(value)} is none of {words}{hidden}.")
         return known[str(value)]
 
 
@@ -166,6 +164,8 @@ def _lines(path: Path) -> Iterator[str]:
             yield from (line.rstrip("\r\n") for line in file)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}).") from error
 
 
 def _cells(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import filled, listed, text_in
 from lightning_peft.errors import UserError
 
 Record = dict[str, Any]
@@ -41,7 +42,7 @@ def of_one_form(
         if column not in records[0]:
             raise UserError(
                 f"data.columns.{field} is {column!r}, but {place} has the fields "
-                f"{', '.join(records[0])}."
+                f"{listed(records[0])}."
             )
     renamed = [
         {**record, **{field: record.get(column) for field, column in columns.items()}}
@@ -65,13 +66,9 @@ def of_one_form(
 
 
 def texts_of(form: str, record: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return the texts of a record in a form; numbers, as a csv file may hold, in digits."""
+    """Return the texts of a record in a form; anything else in their place is refused."""
     fields = [field for field in (*FORMS[form], "input") if field in TEXTS]
-    texts = {field: record[field] for field in fields if record.get(field) is not None}
-    for field, value in texts.items():
-        if not isinstance(value, str | int | float):
-            raise UserError(f"{name} has no text in {field!r} but a {type(value).__name__}.")
-    return {field: str(value) for field, value in texts.items()}
+    return {f: text_in(record, f, name) for f in fields if record.get(f) is not None}
 
 
 def _form(record: Mapping[str, Any]) -> str | None:
@@ -80,4 +77,4 @@ def _form(record: Mapping[str, Any]) -> str | None:
 
 
 def _fields(record: Mapping[str, Any]) -> str:
-    return ", ".join(key for key, value in record.items() if value is not None) or "(all empty)"
+    return filled(record) or "(all empty)"

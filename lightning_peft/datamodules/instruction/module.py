@@ -47,7 +47,13 @@ from lightning_peft.datamodules.instruction.forms import FIELDS, of_one_form, te
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.chats import Chat, ChatTemplate, read_chat
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.files import READERS, Records, read_file
+from lightning_peft.datamodules.loading.files import (
+    READERS,
+    Records,
+    is_file,
+    is_folder,
+    read_file,
+)
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.metrics.texts import rouge_l
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol
@@ -140,7 +146,7 @@ class InstructionDataModule(TextDataModule):
     def train_examples(self) -> list[Example]:
         """Return the training records."""
         path = Path(str(self.data_dir))
-        if path.is_file() or path.suffix.lower() in READERS:
+        if is_file(path) or path.suffix.lower() in READERS:
             return self._examples(*self._of_file(path))
         return self._examples(*self._of_split(self.train_split))
 
@@ -181,19 +187,19 @@ class InstructionDataModule(TextDataModule):
 
     def _of_file(self, path: str | Path) -> tuple[Records, str]:
         """Read a file's records; and its name."""
-        return read_file(path, (), self.cache_dir), str(path)
+        return read_file(path), str(path)
 
     def _of_split(self, split: str) -> tuple[Records, str]:
         """Read a split of the folder or of the hub's data; and its name."""
         path = Path(str(self.data_dir))
-        if path.is_file():
+        if is_file(path):
             raise UserError(
                 f"data.data_dir {str(path)!r} is a file, which has no split {split!r}; name "
                 "another file in data.val_file or data.test_file."
             )
         files = tuple(f"{split}*{kind}" for kind in READERS)
         source = Source(files, str(path), split, self.subset)
-        folder = str(path) if path.is_dir() else None
+        folder = str(path) if is_folder(path) else None
         place = ", ".join(map(str, source.there(folder))) or f"{source.hub} ({split})"
         return source.read(folder, self.cache_dir), place
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lightning_peft.datamodules.loading.fields import first_line
 from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,15 +14,26 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub, or say in one sentence that there is none."""
+    """Load a tokenizer from a folder or the hub, or say in one sentence that there is none.
+
+    Code that lies beside a tokenizer is never run, nor is anybody asked whether it may be.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # of any type, where a file of it is broken
+        found = first_line(error)
+        if not isinstance(error, OSError | ValueError):
+            found = f"{type(error).__name__}: {found}"
+        if "custom code" in found:
+            raise UserError(
+                f"data.tokenizer {name_or_path!r} has a class of its own (auto_map in its "
+                "tokenizer_config.json), and code that comes with a tokenizer is never run here; "
+                "take one of a class that transformers has."
+            ) from error
         raise UserError(
-            f"data.tokenizer {name_or_path!r} could not be loaded ({reason}); "
+            f"data.tokenizer {name_or_path!r} could not be loaded ({found}); "
             "give a folder with a tokenizer or a name on the hub."
         ) from error
 

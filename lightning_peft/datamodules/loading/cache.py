@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.datamodules.loading.files import quiet_datasets
+from lightning_peft.datamodules.loading.files import reason
+from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +43,7 @@ def cached_columns(
     """Make the columns of ``count`` rows, or read those that an earlier run made under a key.
 
     The library writes to a temporary file and moves it into its place, so that a run killed here
-    leaves nothing half-written.
+    leaves nothing half-written. What was cut off otherwise is made again.
 
     Args:
         encode: Makes the columns of the rows with some positions.
@@ -51,18 +53,61 @@ def cached_columns(
 
     Returns:
         The rows, in order of their positions.
+
+    Raises:
+        UserError: If the folder cannot be written.
     """
     import datasets
 
     folder = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "lightning_peft")
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_datasets():
+    file = folder / f"{key}.arrow"
+
+    def columns(load: bool) -> Dataset:
         return datasets.Dataset.from_dict({"position": range(count)}).map(
             encode,
             input_columns="position",
             batched=True,
             remove_columns="position",
-            cache_file_name=os.fspath(folder / f"{key}.arrow"),
-            load_from_cache_file=True,
+            cache_file_name=os.fspath(file),
+            load_from_cache_file=load,
             new_fingerprint=key,
         )
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet_datasets():
+            return columns(load=_is_whole(file, count))
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} cannot be written ({reason(error)}); data.cache_dir names "
+            "another."
+        ) from error
+
+
+def _is_whole(file: Path, count: int) -> bool:
+    """Say whether a cached file can be read and holds as many rows as were encoded."""
+    import datasets
+
+    if not file.is_file():
+        return False
+    try:
+        return len(datasets.Dataset.from_file(os.fspath(file))) == count
+    except (OSError, ValueError):  # cut off, or of something else
+        return False
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Silence `datasets`: a progress bar for each small file, and errors that are raised too."""
+    import datasets
+
+    silenced = datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not silenced:
+            datasets.enable_progress_bars()

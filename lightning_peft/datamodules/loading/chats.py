@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_peft.datamodules.loading.fields import filled, is_list, no_text, shown
 from lightning_peft.errors import UserError
 
 ROLES = {
@@ -15,6 +20,9 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
     "system": "system",
 }
+
+# Jinja keeps a template from files and code, but not from a loop that does not end.
+SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def read_chat(messages: Any, place: str) -> Chat:
     Raises:
         UserError: If it holds anything else, or the roles do not alternate.
     """
-    if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) for m in messages):
+    if not is_list(messages) or not all(isinstance(m, Mapping) for m in messages):
         raise UserError(f"{place} holds no list of messages.")
     said = [_message(message, place) for message in messages]
     system = said.pop(0)[1] if said and said[0][0] == "system" else ""
@@ -64,14 +72,15 @@ def read_chat(messages: Any, place: str) -> Chat:
 def _message(message: Mapping[str, Any], place: str) -> tuple[str, str]:
     keys = ("role", "content") if message.get("role") is not None else ("from", "value")
     role, text = (message.get(key) for key in keys)
-    if not isinstance(role, str) or not isinstance(text, str):
-        found = ", ".join(key for key, value in message.items() if value is not None)
+    if isinstance(role, str) and text is not None and not isinstance(text, str):
+        raise UserError(f"{place} has a message that {no_text(keys[1], text)}.")
+    if not isinstance(role, str) or text is None:
         raise UserError(
-            f"{place} has a message with {found or 'nothing'}; wanted are role and content, or "
-            "from and value, as texts."
+            f"{place} has a message with {filled(message) or 'nothing'}; wanted are role and "
+            "content, or from and value, as texts."
         )
     if role not in ROLES:
-        raise UserError(f"{place} has the role {role!r}; known are {', '.join(ROLES)}.")
+        raise UserError(f"{place} has the role {shown(role)}; known are {', '.join(ROLES)}.")
     return ROLES[role], text
 
 
@@ -130,9 +139,41 @@ class ChatTemplate:
         from jinja2.exceptions import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate
-            )
+            with _within(SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generate
+                )
         except TemplateError as error:
             raise UserError(f"{place} is refused by the chat template: {error}.") from error
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = str(error).strip() or type(error).__name__
+            raise UserError(
+                f"{place} cannot be written by the chat template of "
+                f"{self.tokenizer.name_or_path!r} ({reason}); take another tokenizer, or set "
+                "data.chat_template: false."
+            ) from error
         return str(text)
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """End what takes longer, by an alarm, which only a main thread can set."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "setitimer"
+    ):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it ran for more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    begun, left = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)[0]
+    try:
+        yield
+    finally:
+        # Somebody else's alarm goes on.
+        rest = max(left - (time.monotonic() - begun), 1e-3) if left else 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, rest)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.datamodules.loading.cache import cached_columns, tokenizer_fingerprint
+from lightning_peft.datamodules.loading.fields import no_text
 from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,17 @@ class Example:
     expected: Any = ""
     history: tuple[tuple[str, str], ...] = ()
     closed: bool = False
+
+
+def checked_example(example: Example) -> Example:
+    """Return an example, or refuse one that does not hold texts."""
+    texts = {"prompt": example.prompt, "response": example.response}
+    for number, turn in enumerate(example.history, start=1):
+        texts |= {f"history, turn {number}, {i}": text for i, text in enumerate(turn)}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"Record {example.index + 1} of {example.task} {no_text(name, text)}.")
+    return example
 
 
 class Encoder:

@@ -1,120 +1,123 @@
-"""Reading one file of records by `datasets`: json (an array), jsonl, csv or parquet, by its name.
+"""Reading one file of records: json (an array), jsonl, csv or parquet, by its name.
 
-Errors name the file and the record, or the line that is broken.
+Errors name the file and the record, or the line that is broken. What the forms are, `formats` says.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import described, filled, text_in
+from lightning_peft.datamodules.loading.formats import (
+    Broken,
+    NotText,
+    read_csv,
+    read_json,
+    read_parquet,
+)
 from lightning_peft.errors import UserError
 
 Records = list[dict[str, Any]]
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+READERS = {".json": read_json, ".jsonl": read_json, ".csv": read_csv, ".parquet": read_parquet}
+KINDS = {".csv": "csv", ".parquet": "parquet"}  # the others are JSON
 
 
-def read_file(
-    path: str | Path, required: Sequence[str] = (), cache_dir: str | None = None
-) -> Records:
+def read_file(path: str | Path, required: Sequence[str] = (), texts: Sequence[str] = ()) -> Records:
     """Read a file of records.
 
     Args:
         path: A json, jsonl, csv or parquet file.
         required: Fields that every record has to hold something in.
-        cache_dir: Where `datasets` keeps what it read; None takes its own place.
+        texts: Fields that every record has to hold a text in.
 
     Returns:
-        The records, in their order.
+        The records, in their order. What one lacks and others have is None in it.
 
     Raises:
         UserError: If the file cannot be read, holds no record, or one without a required field.
     """
-    reader = READERS.get(Path(path).suffix.lower())
+    ending = Path(path).suffix.lower()
+    reader = READERS.get(ending)
     if reader is None:
         raise UserError(f"{path} is none of {', '.join(READERS)}.")
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist.")
-    return checked(
-        one_sentence(lambda: rows_of(reader, str(path), cache_dir), str(path)), path, required
-    )
+    if not is_file(path):
+        raise UserError(f"{path} {'is a folder' if is_folder(path) else 'does not exist'}.")
+    try:
+        records = _alike(reader(Path(path)), path)
+    except NotText as error:
+        raise UserError(f"{path} {error}") from error
+    except Broken as error:
+        raise UserError(f"{path} is not {KINDS.get(ending, 'JSON')} ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}).") from error
+    return checked(records, path, required, texts)
 
 
-def checked(records: Records, place: str | Path, required: Sequence[str]) -> Records:
-    """Return records, or refuse them where one lacks a required field."""
+def checked(
+    records: Records, place: str | Path, required: Sequence[str], texts: Sequence[str] = ()
+) -> Records:
+    """Return records, or refuse them where one lacks a required field, or a text in one."""
     for number, record in enumerate(records, start=1):
-        for field in required:
+        for field in (*texts, *required):
             if record.get(field) is None:
-                found = ", ".join(k for k, v in record.items() if v is not None)
-                raise UserError(
-                    f"Record {number} of {place} has no {field!r}, only {found or 'empty fields'}."
-                )
+                found = filled(record) or "empty fields"
+                raise UserError(f"Record {number} of {place} has no {field!r}, only {found}.")
+        for field in texts:
+            text_in(record, field, f"Record {number} of {place}")
     return records
 
 
-def one_sentence(load: Callable[[], Records], place: str) -> Records:
-    """Read a file, with an answer in one sentence where that fails."""
-    from datasets.exceptions import DatasetGenerationError
+def is_file(path: str | Path) -> bool:
+    """Say whether there is a file; raises where that cannot be looked up."""
+    return stat.S_ISREG(_mode(path))
 
+
+def is_folder(path: str | Path) -> bool:
+    """Say whether there is a folder; raises where that cannot be looked up."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def listing(folder: str | Path) -> list[Path]:
+    """List what lies in a folder, by name; raises where that cannot be seen."""
     try:
-        return load()
-    except (DatasetGenerationError, ValueError, StopIteration) as error:
-        empty = Path(place).is_file() and not Path(place).stat().st_size
-        if empty or isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-            raise UserError(f"{place} holds no record.") from error
-        kind = {".csv": "csv", ".parquet": "parquet"}.get(Path(place).suffix.lower(), "JSON")
-        raise UserError(f"{place} is not {kind} ({_cause(error, place)}).") from error
+        return sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({reason(error)}).") from error
 
 
-def _cause(error: Exception, place: str) -> str:
-    """Name the line that is broken."""
-    kind = Path(place).suffix.lower()
-    if kind in (".jsonl", ".json") and Path(place).is_file():
-        content = Path(place).read_bytes()  # a line may be broken in its encoding
-        whole = kind == ".json" and content.lstrip()[:1] == b"["
-        for number, text in enumerate([content] if whole else content.split(b"\n"), start=1):
-            try:
-                json.loads(text.strip() or b"null")
-            except json.JSONDecodeError as broken:
-                line = broken.lineno + content[: content.find(text.strip())].count(b"\n")
-                return f"line {line if whole else number}: {broken.msg}, column {broken.colno}"
-            except ValueError as broken:
-                return str(broken) if whole else f"line {number}: {broken}"
-    return str(error.__cause__ or error).strip()
+def reason(error: OSError) -> str:
+    """Say why the system refuses something, without the path and the number."""
+    return error.strerror or str(error) or type(error).__name__
 
 
-def rows_of(reader: str, path: str, cache_dir: str | None) -> Records:
-    """Read a file by one of `READERS`, of whatever it holds; errors are the library's."""
-    import datasets
-
-    with quiet_datasets():
-        # `data_files` as a list: a path may hold characters of a glob pattern.
-        data = datasets.load_dataset(
-            reader, data_files=[_literal(path)], split="train", cache_dir=cache_dir
-        )
-    return data.to_list()
-
-
-def _literal(path: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", path)
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Silence `datasets`: a progress bar for each small file, and errors that are raised too."""
-    import datasets
-
-    silenced = datasets.are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+def _mode(path: str | Path) -> int:
     try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not silenced:
-            datasets.enable_progress_bars()
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}).") from error
+    except ValueError as error:  # a NUL byte, or half of a surrogate pair
+        raise UserError(f"{str(path)!r} is no path ({error}).") from error
+
+
+def _alike(found: Iterable[Any], path: str | Path) -> Records:
+    """Give all records the fields of each."""
+    records = []
+    for number, record in enumerate(found, start=1):
+        if not isinstance(record, dict):
+            raise UserError(
+                f"Record {number} of {path} has no text under a name but is {described(record)}; "
+                'wanted are objects such as {"text": "…"}.'
+            )
+        records.append(record)
+    fields = list(dict.fromkeys(field for record in records for field in record))
+    if not fields:
+        raise UserError(f"{path} holds no record.")
+    if all(len(record) == len(fields) for record in records):
+        return records
+    return [{field: record.get(field) for field in fields} for record in records]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from lightning_peft.datamodules.loading.batches import fingerprint, pad
+from lightning_peft.datamodules.loading.fields import no_text, number_of, shown
+from lightning_peft.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
@@ -31,6 +34,31 @@ class Labelled:
     second: str | None
     label: int | float
     index: int
+
+
+def checked_label(record: Labelled, names: Sequence[str] | None, place: str) -> Labelled:
+    """Return a record whose label is a number, as csv writes it in digits too.
+
+    Args:
+        record: The record.
+        names: Of the classes; None where labels are scores.
+        place: Names the set in errors.
+
+    Raises:
+        UserError: If its label is no class index, or no score, or it holds no text.
+    """
+    name = f"Record {record.index + 1} of {place}"
+    for field in ("first", "second"):
+        value = getattr(record, field)
+        if not isinstance(value, str) and (value is not None or field == "first"):
+            raise UserError(f"{name} {no_text(field, value)}.")
+    found = number_of(record.label)
+    if names is None and found is not None and math.isfinite(found):
+        return replace(record, label=found)
+    if names is not None and found in range(len(names)):
+        return replace(record, label=int(found))  # type: ignore[arg-type]
+    wanted = f"a class from 0 to {len(names) - 1}" if names is not None else "a number"
+    raise UserError(f"{name} has the label {shown(record.label)}; wanted is {wanted}.")
 
 
 class LabelledDataset(TorchDataset[Any]):

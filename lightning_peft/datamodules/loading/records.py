@@ -10,15 +10,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from lightning_peft.datamodules.loading.cache import quiet_datasets
+from lightning_peft.datamodules.loading.fields import filled, first_line, text_in
 from lightning_peft.datamodules.loading.files import (
     Records,
     checked,
-    one_sentence,
-    quiet_datasets,
+    is_file,
+    is_folder,
+    listing,
     read_file,
-    rows_of,
 )
 from lightning_peft.errors import UserError
 
@@ -33,6 +34,7 @@ class Source:
         split: The split there.
         config: The configuration there.
         required: Fields that every record has to hold something in.
+        texts: Fields that every record has to hold a text in.
     """
 
     files: tuple[str, ...]
@@ -40,11 +42,13 @@ class Source:
     split: str
     config: str | None = None
     required: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def there(self, folder: str | None) -> list[Path]:
         """Find the source's files under a folder."""
-        if folder is None:
+        if folder is None or not is_folder(folder):
             return []
+        listing(folder)  # in what cannot be listed, patterns find nothing
         found = (sorted(Path(folder).glob(pattern)) for pattern in self.files)
         return next((paths for paths in found if paths), [])
 
@@ -53,7 +57,7 @@ class Source:
 
         Args:
             folder: Where the files are; None takes the hub's.
-            cache_dir: Where `datasets` keeps what it read; None takes its own place.
+            cache_dir: Where `datasets` keeps what it read of the hub; None takes its own place.
 
         Returns:
             The records, in their order.
@@ -63,15 +67,15 @@ class Source:
                 or one without a required field.
         """
         if folder is None:
-            return checked(_from_hub(self, cache_dir), self.hub, self.required)
+            return checked(_from_hub(self, cache_dir), self.hub, self.required, self.texts)
         paths = self.there(folder)
         if not paths:
-            kind = "holds no" if Path(folder).is_dir() else "is no folder that holds a"
+            kind = "holds no" if is_folder(folder) else "is no folder that holds a"
             raise UserError(
                 f"data.data_dir {folder!r} {kind} {' or '.join(self.files)}; give the folder of "
                 f"the data, or null for {self.hub} of the hub."
             )
-        return [r for p in paths for r in read_file(p, self.required, cache_dir)]
+        return [r for p in paths for r in read_file(p, self.required, self.texts)]
 
 
 def _from_hub(source: Source, cache_dir: str | None) -> Records:
@@ -84,9 +88,9 @@ def _from_hub(source: Source, cache_dir: str | None) -> Records:
                 source.hub, source.config, split=source.split, cache_dir=cache_dir
             )
         except Exception as error:  # of many types, the hub's and the library's
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{source.hub} ({source.split}) cannot be loaded from the hub ({reason}); "
+                f"{source.hub} ({source.split}) cannot be loaded from the hub "
+                f"({first_line(error)}); "
                 "data.data_dir takes a folder instead."
             ) from error
     return data.to_list()
@@ -97,26 +101,26 @@ class RecordFiles:
 
     Args:
         data_dir: A folder, or ``owner/name`` of a data set on the hub.
-        cache_dir: Where `datasets` keeps what it read; None takes its own place.
+        cache_dir: Where files of the hub are kept; None takes the hub's own place.
     """
 
     def __init__(self, data_dir: str, cache_dir: str | None = None) -> None:
         self.name, self.cache_dir = data_dir, cache_dir
-        self.folder = Path(data_dir) if Path(data_dir).is_dir() else None
+        self.folder = Path(data_dir) if is_folder(data_dir) else None
         self._on_hub = None if self.folder else _hub_files(data_dir)
 
     def has(self, file: str) -> bool:
         """Say whether a file is there."""
         if self.folder is not None:
-            return (self.folder / file).is_file()
+            return is_file(self.folder / file)
         if self._on_hub is not None:
             return file in self._on_hub
         try:  # Offline, only what was loaded before is known.
-            return bool(self._load(file))
+            return bool(self._path(file))
         except Exception:
             return False
 
-    def read(self, file: str, required: Sequence[str]) -> list[dict[str, Any]]:
+    def read(self, file: str, required: Sequence[str]) -> Records:
         """Read a file that is there.
 
         Args:
@@ -129,27 +133,33 @@ class RecordFiles:
         Raises:
             UserError: If it is not JSON, holds no record, or one without a required field.
         """
-        place = str(self.folder / file) if self.folder else f"{self.name}/{file}"
-        records = one_sentence(lambda: self._load(file), place)
+        path = self._path(file)
+        records = read_file(path)
         for number, record in enumerate(records, start=1):
+            place = f"Record {number} of {path}"
             for field in required:
-                if not isinstance(record.get(field), str):
-                    found = ", ".join(k for k, v in record.items() if v is not None)
-                    raise UserError(
-                        f"Record {number} of {place} has no text in {field!r}, only in {found}."
-                    )
+                if record.get(field) is None:
+                    raise UserError(f"{place} has no text in {field!r}, only in {filled(record)}.")
+                text_in(record, field, place)
         return records
 
-    def _load(self, file: str) -> Records:
-        import datasets
-
+    def _path(self, file: str) -> Path:
+        """Where a file lies; one of the hub is fetched, as it is and running nothing of it."""
         if self.folder is not None:
-            return rows_of("json", str(self.folder / file), self.cache_dir)
-        with quiet_datasets():
-            data = datasets.load_dataset(
-                self.name, data_files=[file], split="train", cache_dir=self.cache_dir
+            return self.folder / file
+        import huggingface_hub
+
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    self.name, file, repo_type="dataset", cache_dir=self.cache_dir
+                )
             )
-        return data.to_list()
+        except Exception as error:  # of many types, the hub's and the disk's
+            raise UserError(
+                f"{self.name}/{file} cannot be loaded from the hub ({first_line(error)}); "
+                "data.data_dir takes a folder instead."
+            ) from error
 
 
 def _hub_files(name: str) -> set[str] | None:
@@ -160,8 +170,9 @@ def _hub_files(name: str) -> set[str] | None:
     try:
         return _ask_hub(name)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{missing}, and the hub does not give it ({reason}).") from error
+        raise UserError(
+            f"{missing}, and the hub does not give it ({first_line(error)})."
+        ) from error
 
 
 def _ask_hub(name: str) -> set[str] | None:

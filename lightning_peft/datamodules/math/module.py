@@ -43,6 +43,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
+from lightning_peft.datamodules.loading.fields import text_if_any
 from lightning_peft.datamodules.math import answers
 from lightning_peft.datamodules.math.equivalence import equivalent, require_math_verify, same_math
 from lightning_peft.datamodules.math.records import TESTS, TRAINING, gold, with_marker
@@ -130,9 +131,13 @@ class MathDataModule(TextDataModule):
         """Return the records of ``train_on``; MetaMathQA's types are the tasks of its records."""
         records = TRAINING[self.train_on].read(self.data_dir, self.cache_dir)
         if self.train_on == "metamathqa":
+            kinds = [
+                text_if_any(r, "type", f"Record {n} of metamathqa") or "metamathqa"
+                for n, r in enumerate(records, start=1)
+            ]
             return [
-                self.example(r["query"], r["response"], r.get("type") or "metamathqa", i)
-                for i, r in enumerate(records)
+                self.example(r["query"], r["response"], kind, i)
+                for i, (r, kind) in enumerate(zip(records, kinds, strict=True))
             ]
         answered = [
             with_marker(r["answer"], f"Record {i + 1} of gsm8k") for i, r in enumerate(records)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_peft.datamodules.loading.fields import shown
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.math.answers import MARKER, boxed, gsm8k_gold, same_number
 from lightning_peft.errors import UserError
 
 
-def _source(folder: str, split: str, hub: str, *required: str, config: str | None = None) -> Source:
+def _source(folder: str, split: str, hub: str, *texts: str, config: str | None = None) -> Source:
     files = tuple(f"{folder}/{split}*.{end}" for end in ("jsonl", "json", "parquet"))
-    return Source(files, hub, split or "train", config, required)
+    # An answer may be a number, which `gold` reads.
+    required, texts = ((), texts) if hub else (texts[1:], texts[:1])
+    return Source(files, hub, split or "train", config, required, texts)
 
 
 TRAINING = {
@@ -49,5 +52,7 @@ def gold(task: str, record: Mapping[str, Any], number: int) -> str:
     comparable = (text in tuple("ABCDE")) if task == "AQuA" else same_number(text, text)
     if not comparable:
         wanted = "letter from A to E" if task == "AQuA" else "number"
-        raise UserError(f"Record {number} of {task} has the answer {text!r}, which is no {wanted}.")
+        raise UserError(
+            f"Record {number} of {task} has the answer {shown(text)}, which is no {wanted}."
+        )
     return text

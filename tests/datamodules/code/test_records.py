@@ -53,4 +53,4 @@ def test_unknown_and_mixed_schemas_are_refused() -> None:
 def test_where_records_lie() -> None:
     assert set(TRAINING) == {"codefeedback", "codefeedback_chats", "evol_instruct_code"}
     assert HUMANEVAL.files == tuple(f"humaneval/*{end}" for end in (".jsonl", ".json", ".parquet"))
-    assert MBPP.required == ("task_id", "text", "test_list")
+    assert (MBPP.required, MBPP.texts) == (("task_id", "test_list"), ("text",))

@@ -310,7 +310,7 @@ GOOD = {"instruction": "a", "output": "b"}
         (
             [{"instruction": ["a"], "output": "b"}],
             {},
-            "Record 1 of {path} has no text in 'instruction' but a list.",
+            "Record 1 of {path} has no text in 'instruction' but a list; give one text.",
         ),
         (
             [{"messages": CHAT}, {"messages": [*CHAT[1:2], *CHAT[1:]]}],

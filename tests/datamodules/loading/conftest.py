@@ -117,11 +117,8 @@ def write_rows() -> Callable[[Path, list[dict[str, Any]]], Path]:
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
-    def read_with_cache(path: Path, required: Any = ()) -> list[dict[str, Any]]:
-        return read_file(path, required, str(tmp_path / "cache"))
-
-    return read_with_cache
+def read() -> Callable[..., list[dict[str, Any]]]:
+    return read_file
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,38 @@ def test_a_tokenizer_is_loaded_from_its_folder_or_named(tokenizer: Any, tmp_path
     ) as e:
         load_tokenizer(missing)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("answer", ["y\n", ""])
+def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(
+    answer: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "own")
+    path = tmp_path / "own" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps(config))
+    made = tmp_path / "made"
+    (tmp_path / "own" / "evil.py").write_text(f"import os; os.mkdir({str(made)!r})\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    name = re.escape(str(tmp_path / "own"))
+    with pytest.raises(
+        UserError, match=rf"^data\.tokenizer '{name}' has a class of its own \(auto_"
+    ):
+        load_tokenizer(str(tmp_path / "own"))
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"null", b"\xff\xfe{", b"[" * 5000])
+def test_a_broken_tokenizer_is_named(
+    file: str, content: bytes, tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / file).write_bytes(content)
+    name = re.escape(str(tmp_path / "own"))
+    with pytest.raises(
+        UserError, match=rf"^data\.tokenizer '{name}' could not be loaded \(.+\); g"
+    ):
+        load_tokenizer(str(tmp_path / "own"))

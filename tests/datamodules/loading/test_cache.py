@@ -47,3 +47,41 @@ def test_a_call_that_pads_does_not_change_the_fingerprint(make_tokenizer: Any) -
     before = Encoder(fresh, 64).fingerprint()
     fresh(["a", "bb"], padding=True, truncation=True, max_length=4)
     assert Encoder(fresh, 64).fingerprint() == before
+
+
+def test_a_file_that_was_cut_off_is_made_again(
+    tokenizer: Any, tmp_path: Path, example: Any
+) -> None:
+    examples = [example(f"ab {i}", "c", i) for i in range(2500)]
+    first = encode_cached(Encoder(tokenizer, 64), examples, True, tmp_path).to_dict()
+    (file,) = tmp_path.glob("*.arrow")
+    whole = file.read_bytes()
+    # Also where only the mark of the end is missing, or whole batches of rows.
+    for end in (0, 10, len(whole) // 2, len(whole) - 8):
+        file.write_bytes(whole[:end])
+        again = encode_cached(Encoder(tokenizer, 64), examples, True, tmp_path)
+        assert again.to_dict() == first
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tokenizer: Any, tmp_path: Path, example: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    long = "x" * 300
+    for folder, reason in (
+        ("file", "File exists"),
+        ("file/folder", "Not a directory"),
+        (long, "File name too long"),
+    ):
+        with refused(
+            f"The cache folder {tmp_path / folder} cannot be written ({reason}); data.cache_dir "
+            "names another."
+        ):
+            encode_cached(Encoder(tokenizer, 64), [example("a", "b")], True, tmp_path / folder)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("datasets.Dataset.map", refuse)
+    with refused(f"The cache folder {tmp_path} cannot be written (Read-only file system); data.…"):
+        encode_cached(Encoder(tokenizer, 64), [example("a", "b")], True, tmp_path)

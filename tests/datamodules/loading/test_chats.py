@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_peft.datamodules.instruction.module import InstructionDataModule
+from lightning_peft.datamodules.loading.chats import ChatTemplate, read_chat
+from lightning_peft.errors import UserError
 
 # As Llama 2's: BOS and EOS around each pair, the system's message within the first question.
 PAIRED = (
@@ -145,3 +149,73 @@ def test_what_a_chat_template_refuses_is_said(
         ValueError, match=rf"^Record 1 of {path} is refused by the chat template: no system\.$"
     ):
         build(path, tokenizer=chatml, chat_template=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
+        (f"{'{% for i in range(99999) %}' * 3}{'{% endfor %}' * 3}", "it ran for more than 0.2 s"),
+        ("{{ messages[0]['content'] + 1 }}", "can only concatenate str"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_chat_template_that_fails_or_does_not_end_is_named(
+    template: str,
+    reason: str,
+    build: Any,
+    chatml: Any,
+    tmp_path: Path,
+    write_records: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightning_peft.datamodules.loading.chats.SECONDS", 0.2)
+    chatml.chat_template, chatml.name_or_path = template, "strangers/model"
+    path = write_records(tmp_path / "own.jsonl", [{"messages": CHAT}])
+    with pytest.raises(UserError) as error:
+        build(path, tokenizer=chatml, chat_template=True)
+    sentence = "A conversation cannot be written by the chat template of 'strangers/model' ("
+    assert str(error.value).startswith(f"{sentence}{reason}")
+
+
+def test_a_chat_template_reaches_no_code(
+    build: Any, chatml: Any, tmp_path: Path, write_records: Any
+) -> None:
+    made = tmp_path / "made"
+    reach = "cycler.__init__.__globals__.os"
+    path = write_records(tmp_path / "own.jsonl", [{"messages": CHAT}])
+    for template in (
+        f"{{{{ {reach}.mkdir('{made}') }}}}",
+        f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{{{ {reach}.mkdir('{made}') }}}}",
+        "{% include '/etc/passwd' %}",
+        "{{ messages.append(1) }}",
+    ):
+        chatml.chat_template = template
+        with pytest.raises(UserError, match="^A conversation (is refused|cannot be written) by t"):
+            build(path, tokenizer=chatml, chat_template=True)
+    assert not made.exists()
+
+
+def test_an_alarm_of_somebody_else_goes_on(chatml: Any) -> None:
+    rang: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    earlier = signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        begun = time.monotonic()
+        while not rang and time.monotonic() - begun < 5:
+            ChatTemplate(chatml)
+        assert rang
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *earlier)
+
+
+def test_a_message_that_is_no_text_is_named() -> None:
+    for value, found in ((5, "the number 5"), (["a"], "a list"), (True, "true")):
+        message = {"role": "user", "content": value}
+        sentence = f"^Record 1 has a message that has no text in 'content' but {found}; "
+        with pytest.raises(UserError, match=sentence):
+            read_chat([message], "Record 1")
+    for messages in ("", "abc", 5, None, {"role": "user"}):
+        with pytest.raises(UserError, match=r"^Record 1 holds no list of messages\.$"):
+            read_chat(messages, "Record 1")

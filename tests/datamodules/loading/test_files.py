@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from lightning_peft.datamodules.loading.files import listing
+from lightning_peft.datamodules.loading.records import Source
+
 # Files --------------------------------------------------------------------------------------------
 
 
@@ -16,7 +19,8 @@ import pytest
 def test_a_file_is_read_by_its_name(
     name: str, read: Any, tmp_path: Path, texts: Any, write_rows: Any
 ) -> None:
-    assert read(write_rows(tmp_path / name, texts), ["q", "n"]) == texts
+    found = [{**row, "n": str(row["n"])} for row in texts] if ".csv" in name else texts
+    assert read(write_rows(tmp_path / name, texts), ["q", "n"], ["q"]) == found
 
 
 def test_a_changed_file_is_read_anew(
@@ -67,6 +71,78 @@ def test_an_unknown_ending_is_refused(name: str, read: Any, tmp_path: Path, refu
 def test_a_missing_file_is_named(name: str, read: Any, tmp_path: Path, refused: Any) -> None:
     with refused(f"{tmp_path / name} does not exist."):
         read(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with refused(f"{tmp_path / name} is a folder."):
+        read(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_listed_is_said(
+    tmp_path: Path, refused: Any, monkeypatch: Any
+) -> None:
+    (tmp_path / "b").touch()
+    (tmp_path / "a").touch()
+    assert listing(tmp_path) == [tmp_path / "a", tmp_path / "b"]
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    sentence = f"{tmp_path} cannot be read (Permission denied)."
+    with refused(sentence):
+        listing(tmp_path)
+    with refused(sentence):
+        Source(("*.json",), "o/n", "train").read(str(tmp_path))
+
+
+def test_what_the_system_refuses_is_said(
+    read: Any, tmp_path: Path, write_rows: Any, texts: Any, refused: Any, monkeypatch: Any
+) -> None:
+    long = tmp_path / f"{'x' * 300}.json"
+    with refused(f"{long} cannot be read (File name too long)."):
+        read(long)
+    with refused("'a\\x00.json' is no path (embedded null byte)."):
+        read("a\0.json")
+    path = write_rows(tmp_path / "a.jsonl", texts)
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with refused(f"{path} cannot be read (Permission denied)."):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("5", 'the number 5; write it as a text, "5"'),
+        ("1.50", 'the number 1.5; write it as a text, "1.5"'),
+        ("true", 'true; write it as a text, "true"'),
+        ("NaN", 'the number NaN; write it as a text, "NaN"'),
+        ('["a"]', "a list; give one text"),
+        ('{"a": 1}', "an object; give one text"),
+    ],
+)
+def test_what_is_no_text_where_one_belongs_is_named(
+    value: str, found: str, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"q": "a"}}\n{{"q": {value}}}\n')
+    with refused(f"Record 2 of {path} has no text in 'q' but {found}."):
+        read(path, (), ["q"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("[1]", "the number 1"), ('["a"]', "the text 'a'"), ("null", "null")]
+)
+def test_a_record_that_is_no_object_is_named(
+    text: str, found: str, read: Any, tmp_path: Path, refused: Any
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    wanted = 'wanted are objects such as {"text": "…"}.'
+    with refused(f"Record 1 of {path} has no text under a name but is {found}; {wanted}"):
+        read(path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])

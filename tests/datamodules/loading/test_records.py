@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 import pytest
 
-from lightning_peft.datamodules.loading.records import Source
+from lightning_peft.datamodules.loading.records import RecordFiles, Source
+from lightning_peft.errors import UserError
 
 # Data sets in folders -----------------------------------------------------------------------------
 
@@ -149,3 +150,58 @@ def test_what_the_hub_gives_is_checked(
     assert source.read(None, str(tmp_path)) == [*texts, {"q": "", "n": None}]
     with refused("Record 4 of o/n has no 'n', only q."):
         Source(("*.json",), "o/n", "test", "main", ("n",)).read(None, str(tmp_path))
+
+
+# Files of the hub ---------------------------------------------------------------------------------
+
+
+def test_files_of_the_hub_are_fetched_and_read_like_ones_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write_rows: Any, refused: Any
+) -> None:
+    rows = [{"q": "2020-01-01", "n": 1}, {"q": "00501", "n": 2.5}]
+    path = write_rows(tmp_path / "a.json", rows)
+
+    def fetch(name: str, file: str, **options: Any) -> str:
+        assert (name, options) == ("o/n", {"repo_type": "dataset", "cache_dir": None})
+        if file != "a.json":
+            raise FileNotFoundError(f"no {file}\nanywhere")
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    files = RecordFiles("o/n")
+    assert files.has("a.json")
+    assert not files.has("b.json")
+    assert repr(files.read("a.json", ["q"])) == repr(rows)
+    with refused(f"Record 1 of {path} has no text in 'n' but the number 1; write it as a text, …"):
+        files.read("a.json", ["q", "n"])
+    with refused(
+        "o/n/b.json cannot be loaded from the hub (no b.json); data.data_dir takes a folder inst…"
+    ):
+        files.read("b.json", ["q"])
+
+
+def test_code_that_lies_with_data_is_not_run(tmp_path: Path, texts: Any, write_rows: Any) -> None:
+    """`datasets` 3 took a script named like its folder for the way to load it; 4 has none."""
+    made = tmp_path / "made"
+    folder = tmp_path / "own" / "data"
+    write_rows(folder / "train.json", texts)
+    for name in ("data.py", "train.py", "__init__.py"):
+        (folder / name).write_text(f"import os; os.mkdir({str(made)!r})\n")
+    assert SOURCE.read(str(folder), str(tmp_path / "cache")) == texts
+    (folder / "train.json").unlink()
+    with pytest.raises(UserError, match="holds no train.json or"):
+        SOURCE.read(str(folder))
+    script = Source((), str(folder / "data.py"), "train")
+    with pytest.raises(UserError, match=r"data\.py \(train\) cannot be loaded from the hub \("):
+        script.read(None, str(tmp_path / "cache"))
+    assert not made.exists()
+
+
+def test_a_folder_that_cannot_be_looked_up_is_named(refused: Any) -> None:
+    folder = "x" * 300
+    sentence = f"{folder} cannot be read (File name too long)."
+    with refused(sentence):
+        SOURCE.read(folder)
+    with refused(sentence):
+        RecordFiles(folder)
