@@ -113,8 +113,24 @@ def is_held(path: str | Path) -> bool:
 def alone_at(path: Path) -> Iterator[None]:
     """Within, no other process changes a file that is read and written anew; one waits for it."""
     lock = path.with_name(f".{path.name}.lock")
-    with naming(lock), lock.open("a+") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.lockf(file, fcntl.LOCK_EX)
+    with naming(lock):
+        file = lock.open("a+")
+        while not _locked(file, lock):  # who held it has removed it meanwhile
+            file.close()
+            file = lock.open("a+")
+    try:
         yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked(file: IO[Any], path: Path) -> bool:
+    """Wait until a file is this process' alone; whether its path still leads to it then."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -50,11 +50,11 @@ class PredictionWriter:
         files = [p for p in (Path(weights), *Path(weights).glob("*")) if p.is_file()]
         changed = max((p.stat().st_mtime for p in files), default=None)
         stamps = {task: _as_read(data.test_stamp(task)) for task in data.test_tasks}
-        for task, stamp in stamps.items():
-            self._take_up(task, {"weights": weights, "changed": changed, **stamp})
-        if process == 0:
-            path = folder / "protocol.json"
-            with alone_at(path):  # tests of other tasks may run beside this one
+        path = folder / "protocol.json"
+        with alone_at(path):  # other tests may begin at the same moment
+            for task, stamp in stamps.items():
+                self._take_up(task, {"weights": weights, "changed": changed, **stamp})
+            if process == 0:
                 stamps = {**self._stamps_before(), **stamps}
                 own = {task: _beyond(protocol, stamp) for task, stamp in stamps.items()}
                 told = {**protocol, "tasks": own}
@@ -72,7 +72,10 @@ class PredictionWriter:
         """Read what an interrupted test of the same things wrote, and open the file to go on."""
         path = self.folder / f"{task}.part{self.process}"
         if path.is_file() and is_held(path):
-            raise _being_written(path)
+            raise UserError(
+                f"{path} is being written by another test; wait for its end, or take another "
+                "trainer.default_root_dir."
+            )
         # Bytes: a kill may cut a character too, and texts have further kinds of line breaks.
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         if lines and _parsed(lines[0]) == _as_read(stamp):
@@ -82,8 +85,7 @@ class PredictionWriter:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         write_text(path, text)
         self._files[task] = path.open("a", encoding="utf-8", buffering=1)
-        if not hold(self._files[task]):  # it was faster
-            raise _being_written(path)
+        hold(self._files[task])
 
     def unanswered(self, batch: Row) -> Row | None:
         """Leave out of a batch what is answered already; None where nothing is left."""
@@ -150,13 +152,6 @@ class PredictionWriter:
         write_text(path, text)
         for part in self.folder.glob(f"{task}.part*"):
             part.unlink()
-
-
-def _being_written(path: Path) -> UserError:
-    return UserError(
-        f"{path} is being written by another test; wait for its end, or take another "
-        "trainer.default_root_dir."
-    )
 
 
 def _as_read(row: Row) -> Row:

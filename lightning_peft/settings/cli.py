@@ -141,7 +141,8 @@ class PeftCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except BaseException as error:
-            if subcommand != "fit" or self.trainer.global_step == 0:
+            answers = (self.place.folder / "predictions").exists()
+            if not (self.trainer.global_step if subcommand == "fit" else answers):
                 self.place.give_up()
             lost = engines.explain(error)
             if lost is not None:

@@ -42,7 +42,7 @@ def test_a_logger_can_group_runs_by_strategy_rank_and_rate(
         enable_model_summary=False,
     )
     data = ArithmeticDataModule(batch_size=2, train_size=8, val_size=2, test_size=2)
-    trainer.fit(CausalLMModule(str(base), DropLoRA(r=3, p=0.25), warmup_steps=1), data)
+    trainer.fit(CausalLMModule(str(base), adapter=DropLoRA(r=3, p=0.25)), data)
     told = logger.told
     expected = {
         "strategy": "DropLoRA",

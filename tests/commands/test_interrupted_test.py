@@ -14,7 +14,7 @@ from lightning_peft.atomic import is_held
 from lightning_peft.cli import main
 from lightning_peft.models.generation import generate
 from lightning_peft.modules import causal_lm
-from lightning_peft.runs import interrupted_test
+from lightning_peft.runs.folders import interrupted_test
 
 ROWS, BATCH = 10, 2
 

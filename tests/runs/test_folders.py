@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_peft.errors import UserError
 from lightning_peft.runs import RunFolder, claim_folder, folder_of, run_folder
@@ -124,10 +125,10 @@ def test_a_test_that_was_cut_off_is_found_where_there_is_no_run(tmp_path: Path) 
     assert interrupted_test(tmp_path) is None
 
 
-def test_a_run_leaves_its_files_in_its_loggers_folder_and_a_trial_none(tmp_path: Path) -> None:
-    trainer = SimpleNamespace(log_dir=os.fspath(tmp_path), default_root_dir="x", fast_dev_run=False)
-    assert run_folder(trainer) == tmp_path
-    trainer.log_dir = None
-    assert run_folder(trainer) == Path("x")
-    trainer.fast_dev_run = True
-    assert run_folder(trainer) is None
+def test_a_run_lies_in_its_loggers_folder_or_the_root(tmp_path: Path) -> None:
+    plain = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path / "root")
+    assert run_folder(plain) == tmp_path / "root"
+    logged = Trainer(accelerator="cpu", logger=CSVLogger(tmp_path, "run", version=3))
+    assert run_folder(logged) == tmp_path / "run" / "version_3"
+    trial = Trainer(accelerator="cpu", fast_dev_run=True, default_root_dir=tmp_path)
+    assert run_folder(trial) is None
