@@ -100,7 +100,7 @@ class SequenceClassificationModule(AnsweringModule):
 
     def _outputs(self, batch: Batch) -> Tensor:
         """Logits in the data's order of classes, or one score, (batch, classes)."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: _given(batch, name) for name in ("input_ids", "attention_mask")}
         # RoBERTa has one type only, and would look up another beyond its table's end.
         if "token_type_ids" in batch and getattr(self.model.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = batch["token_type_ids"]
@@ -109,7 +109,7 @@ class SequenceClassificationModule(AnsweringModule):
 
     def target_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of cross-entropies or squared errors, and the number of records."""
-        return _label_loss(self._outputs(batch), batch["labels"])
+        return _label_loss(self._outputs(batch), _given(batch, "labels"))
 
     def on_validation_start(self) -> None:
         """Begin with normal tensors; ``trainer.validate`` leaves inference tensors behind."""
@@ -169,6 +169,16 @@ class SequenceClassificationModule(AnsweringModule):
         ]
         writer.add(asked["task"], rows)
         return [row["output"] for row in rows]
+
+
+def _given(batch: Batch, name: str) -> Tensor:
+    """A tensor of a batch, which anybody's loader may have made."""
+    if name not in batch:
+        raise UserError(
+            f"a batch has no {name!r}, only {', '.join(map(str, batch))}; a loader has to give "
+            "input_ids and attention_mask, (batch, tokens), and labels, (batch,)."
+        )
+    return batch[name]  # type: ignore[no-any-return]
 
 
 def _label_loss(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
-from lightning_peft.modules.optimization import check_training, with_schedule
+from lightning_peft.errors import UserError
+from lightning_peft.modules.optimization import check_callbacks, check_training, with_schedule
 
 FUSED = partial(torch.optim.AdamW, fused=True)
 
@@ -65,3 +73,26 @@ def test_an_unknown_schedule_is_compared_with_those_there_are() -> None:
 def test_an_optimizers_own_refusal_is_told() -> None:
     with pytest.raises(ValueError, match="^model.optimizer: Invalid learning rate"):
         check_training(partial(torch.optim.AdamW, lr=-1.0), "linear", trainer(Precision()))
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [
+        (
+            EMAWeightAveraging(),
+            "trainer.callbacks: EMAWeightAveraging averages a copy of the whole",
+        ),
+        (StochasticWeightAveraging(0.1), "StochasticWeightAveraging averages a copy of the whole"),
+        (LearningRateFinder(), "LearningRateFinder sets a rate that no setting says; try rates by"),
+        (
+            BatchSizeFinder(),
+            "BatchSizeFinder sets a size that no setting says; give data.batch_size",
+        ),
+    ],
+)
+def test_callbacks_that_change_a_run_behind_its_settings_are_refused(
+    callback: Any, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_callbacks(SimpleNamespace(callbacks=[Timer(), callback]))  # type: ignore[arg-type]
+    check_callbacks(SimpleNamespace(callbacks=[Timer()]))  # type: ignore[arg-type]
