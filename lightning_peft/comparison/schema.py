@@ -23,7 +23,8 @@ class Rates:
         values: To try, such as learning rates.
         values_of: By run, others: as many, for a fair choice.
         key: Which setting they are of.
-        choose_by: A metric of validation, as fit leaves it in ``run.json``.
+        choose_by: A metric of validation, as fit leaves it in ``run.json``; the one that the runs
+            are validated by when None: accuracy, or the first metric of a task with classes.
         best: Whether its highest or its lowest value is best.
         seeds: The seeds to choose by, over which the metric is averaged; the comparison's first
             when None. The best value is then trained with all of the comparison's seeds.
@@ -32,7 +33,7 @@ class Rates:
     values: list[float]
     values_of: dict[str, list[float]] = field(default_factory=dict)
     key: str = "model.optimizer.lr"
-    choose_by: str = "val_accuracy"
+    choose_by: str | None = None
     best: Literal["highest", "lowest"] = "highest"
     seeds: list[int] | None = None
 
@@ -80,10 +81,12 @@ class Comparison:
         rates: Values of one key, the best of which is chosen for each run on validation.
         match: Budgets that all runs get.
         score: What runs are judged by: a metric of ``test``, which begins with ``test/``, or one of
-            validation, and then nothing is tested.
+            validation, and then nothing is tested. None is what the data module names first: the
+            average over its tasks, or the first metric of the first one.
         also: Further metrics, each with a table of its own.
         checkpoint: What is tested: ``last``, or a file in ``checkpoints/`` such as ``best.ckpt``.
-        curve: A metric of ``metrics.csv``, drawn over steps.
+        curve: A metric of ``metrics.csv``, drawn over steps; the one that the runs are validated by
+            when None.
         workers: Runs at a time, each in a process of its own; on several GPUs each has one.
         threads: Processor threads of each; the machine's, shared among the workers, when None.
     """
@@ -98,10 +101,10 @@ class Comparison:
     baselines: dict[str, str] = field(default_factory=dict)
     rates: Rates | None = None
     match: Match | None = None
-    score: str = "test/average"
+    score: str | None = None
     also: list[str] = field(default_factory=list)
     checkpoint: str = "last"
-    curve: str = "val_accuracy"
+    curve: str | None = None
     workers: int = 1
     threads: int | None = None
 
