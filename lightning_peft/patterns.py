@@ -42,7 +42,9 @@ class Pattern:
                 re.compile(whole)
                 self._compiled = regex.compile(as_regex_reads(whole))
         except (re.error, regex.error, OverflowError, RecursionError) as error:
-            reason = str(error) or "it is nested too deeply"
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            # A position would be that in what stands around the text too.
+            reason = getattr(error, "msg", reason)
             raise UserError(f"{key}: {self} is not a regular expression: {reason}.") from error
         self._left = SECONDS
 

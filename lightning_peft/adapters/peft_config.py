@@ -202,7 +202,7 @@ class _Reader:
     def alpha(self, key: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not _SMALLEST <= value <= _LARGEST:  # NaN is neither
-            raise self.refuse(key, value, "a finite number above zero, the scaling times the rank")
+            raise self.refuse(key, value, "a number above zero (1e-30 to 1e30)")
         return value  # type: ignore[no-any-return]
 
     def dropout(self) -> float:

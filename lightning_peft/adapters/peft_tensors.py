@@ -83,7 +83,7 @@ def read_tensors(folder: Path) -> Tensors:
         else:
             raise UserError(
                 f"{path} holds {named(key)}, for which the model has no place, since the names of "
-                f"PEFT's tensors begin with {PREFIX}."
+                f"PEFT's tensors begin with {PREFIX!r}."
             )
     for name, tensors in found.pairs.items():
         _check_pair(name, tensors, folder)

@@ -12,7 +12,7 @@ from typing import Any
 from lightning_peft.comparison.budget import final_parameters, find_rank, trainer_limits
 from lightning_peft.comparison.expand import expand, words_of
 from lightning_peft.comparison.names import Names, names_of, resolve_names
-from lightning_peft.comparison.schema import Comparison, Match, check
+from lightning_peft.comparison.schema import Comparison, Match, check, check_name
 from lightning_peft.errors import UserError
 from lightning_peft.settings.names import hint_at
 from lightning_peft.settings.resolve import Resolver
@@ -165,6 +165,7 @@ def _trees(
     shared = [*base, *limits, *to_words(comparison.overrides), *extra]
     trees: dict[str, dict[str, Any]] = {}
     for run, words in expand(comparison, folder).items():
+        check_name(run)
         try:
             trees[run] = resolver.tree([*shared, *words])
             if comparison.rates and len(trees) == 1:  # a wrong key is better found now
@@ -198,12 +199,12 @@ def _match(plan: Plan, run: str, match: Match, resolver: Resolver) -> None:
     """Choose a run's rank, and set it."""
     key = match.rank_of.get(run, match.rank)
     data = resolver.data(plan.trees[run]) if plan.trees[run].get("data") else None
-    classes = getattr(data, "label_names", None)
+    labels = len(data.label_names or ("score",)) if hasattr(data, "label_names") else 2
 
     def count(rank: int) -> int:
         tree = copy.deepcopy(plan.trees[run])
         assign(tree, key, rank)
-        return final_parameters(resolver.module(tree), run, len(classes or ("score",)))
+        return final_parameters(resolver.module(tree), run, labels)
 
     try:
         rank, plan.parameters[run] = find_rank(run, match, count)
