@@ -52,7 +52,7 @@ def test_what_the_two_libraries_read_otherwise_is_rewritten(text: str, read: str
     assert as_regex_reads(text) == read
 
 
-@pytest.mark.parametrize("text", ["(a+)+$", "(.*)*(.*)*Q", r"(a|aa)+\Z"])
+@pytest.mark.parametrize("text", ["(a+)+$", "(.*)*(.*)*Q"])
 def test_one_that_takes_exponential_time_in_python_is_decided(text: str) -> None:
     began, pattern = time.thread_time(), Pattern(text, "target_modules")
     assert all(pattern.fullmatch("a" * 60 + "b") is None for _ in range(100))

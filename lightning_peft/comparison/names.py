@@ -11,7 +11,6 @@ from lightning_peft.errors import UserError
 from lightning_peft.modules.answering import AnsweringModule
 from lightning_peft.modules.causal_lm import CausalLMModule
 from lightning_peft.modules.classification import SequenceClassificationModule
-from lightning_peft.settings.names import hint_at
 
 # What an adapted module logs at every step; the last four go to metrics.csv alone.
 _STEP = ("train_loss", "rank", "tokens_per_second")
@@ -178,10 +177,15 @@ def _check(
         return ""
     if len(without) == len(names):
         there = [n for found_names in names.values() for n in found_names or ()]
-        raise UserError(f"{key}: no run will have {name!r}; {hint_at(name, there)}")
+        raise UserError(f"{key}: no run will have {name!r}; there are {_listed(there)}.")
     if key == "rates.choose_by":
         raise UserError(
             f"{key}: {without[0]} ({found[without[0]].data}) will have no {name!r} to choose by; "
-            f"{hint_at(name, names[without[0]] or ())}"
+            f"there are {_listed(names[without[0]] or ())}."
         )
     return f"{key}: {name} is not a metric of {', '.join(without)}."
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(set(names))
+    return ", ".join(found[:30]) + (f" and {len(found) - 30} more" if len(found) > 30 else "")
