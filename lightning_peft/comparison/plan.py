@@ -199,7 +199,7 @@ def _match(plan: Plan, run: str, match: Match, resolver: Resolver) -> None:
     """Choose a run's rank, and set it."""
     key = match.rank_of.get(run, match.rank)
     data = resolver.data(plan.trees[run]) if plan.trees[run].get("data") else None
-    labels = len(data.label_names or ("score",)) if hasattr(data, "label_names") else 2
+    labels = len(getattr(data, "label_names", ("no", "yes")) or ("score",))
 
     def count(rank: int) -> int:
         tree = copy.deepcopy(plan.trees[run])
