@@ -23,6 +23,11 @@ class MyIdea(AdapterStrategy):
                 keep_components(layer, kept, optimizer)
                 self.note(global_step, name, "removed", layer.rank)
 
+    def final_parameters(self, model: nn.Module) -> int | None:
+        for layer in adapter_layers(model).values():
+            keep_components(layer, torch.arange(min(layer.rank, self.target_r)))
+        return super().final_parameters(model)
+
     def score(self, layer: LoRALinear) -> Tensor:
         A, B = layer.active_A.detach().double(), layer.active_B.detach().double()
         gram = (A @ A.T) * (B.T @ B)  # inner products of the matrices B_j A_j, (rank, rank)

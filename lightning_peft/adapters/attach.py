@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.errors import UserError
+from lightning_peft.patterns import Pattern
 
 ALL_LINEAR = "all-linear"
 _HEADS = ("score", "classifier")  # of classification models, PEFT's SEQ_CLS_HEAD_NAMES
@@ -79,8 +79,8 @@ def match_targets(
         For each pattern the full names of the linears that it matched first, in the model's order.
 
     Raises:
-        UserError: If a pattern matches nothing (near names are listed), is no regex, or matches
-            only modules that are not linear.
+        UserError: If a pattern matches nothing (near names are listed), is no regex or one that
+            takes too long, or matches only modules that are not linear.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if isinstance(target_modules, str):
@@ -88,7 +88,7 @@ def match_targets(
         matched = {
             target_modules: [n for n in linears if n not in outputs]
             if target_modules == ALL_LINEAR
-            else [n for n in linears if _fullmatch(target_modules, n)]
+            else _fullmatched(target_modules, linears, "target_modules")
         }
     else:
         taken: set[str] = set()
@@ -108,13 +108,9 @@ def match_targets(
     return result
 
 
-def _fullmatch(pattern: str, name: str) -> bool:
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error as error:
-        raise UserError(
-            f"target_modules: {pattern!r} is not a regular expression: {error}."
-        ) from error
+def _fullmatched(pattern: str, names: Sequence[str], key: str) -> list[str]:
+    compiled = Pattern(pattern, key)
+    return [name for name in names if compiled.fullmatch(name)]
 
 
 def _refuse_other_types(model: nn.Module, pattern: str) -> None:
@@ -130,7 +126,7 @@ def _excluded(linears: list[str], exclude: str | Sequence[str] | None) -> set[st
     if exclude is None:
         return set()
     if isinstance(exclude, str):
-        return {n for n in linears if _fullmatch(exclude, n)}
+        return set(_fullmatched(exclude, linears, "exclude_modules"))
     return {n for n in linears if any(_matches(n, pattern) for pattern in exclude)}
 
 

@@ -59,7 +59,8 @@ class LoRALinear(AdaptedLayer):
             base's.
 
     Raises:
-        UserError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+        UserError: If ``r`` is below 1, ``lora_dropout`` lies outside [0, 1), or ``lora_alpha`` is
+            not a finite number above zero.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class LoRALinear(AdaptedLayer):
             raise UserError(f"r must be at least 1, got {r}.")
         if not 0 <= lora_dropout < 1:
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
+        if not 0 < lora_alpha < math.inf:
+            raise UserError(f"lora_alpha must be a finite number above zero, got {lora_alpha}.")
         weight = self.weight
         where: dict[str, Any] = {
             "device": adapter_device(weight),
@@ -263,7 +266,11 @@ class LoRALinear(AdaptedLayer):
     def peft(self) -> PeftForm | None:
         """LoRA, unless a subclass says otherwise."""
         left, right = self.factors()
-        tensors = {"lora_A.weight": right, "lora_B.weight": left / self.scaling}
+        kind = type(self)
+        plain = (kind.change, kind.factors) == (LoRALinear.change, LoRALinear.factors)
+        # B as it is, and not what a scaling and its inverse make of it.
+        B = self.active_B.detach() if plain and self.gate is None else left / self.scaling
+        tensors = {"lora_A.weight": right, "lora_B.weight": B}
         return PeftForm(tensors, scaling=self.scaling)
 
     def extra_repr(self) -> str:

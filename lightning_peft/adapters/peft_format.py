@@ -9,6 +9,7 @@ each.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -20,17 +21,29 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters.adapted import PeftForm
 from lightning_peft.adapters.attach import adapter_layers, trained_modules
+from lightning_peft.adapters.finite import refuse_broken
+from lightning_peft.adapters.peft_config import CONFIG
+from lightning_peft.adapters.peft_tensors import PREFIX, WEIGHTS
 from lightning_peft.atomic import write_atomically
 from lightning_peft.errors import UserError
 
-PREFIX = "base_model.model."
 _TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def _number(value: float) -> int | float:
-    """An integral alpha as an integer, as everyone writes it."""
-    return int(round(value)) if abs(value - round(value)) < 1e-9 else value
+def alpha_of(scaling: float, rank: int) -> int | float:
+    """The shortest alpha whose share of a rank is a scaling, so that it comes back as it was.
+
+    Args:
+        scaling: Of a layer.
+        rank: Of the same.
+
+    Returns:
+        ``scaling · rank``, an integer where that is one.
+    """
+    product = scaling * rank
+    digits = [round(product, n) for n in range(17)]
+    found = next((value for value in digits if value / rank == scaling), product)
+    return int(found) if found == int(found) else found
 
 
 def _exactly(name: str) -> str:
@@ -38,24 +51,35 @@ def _exactly(name: str) -> str:
     return "^" + re.escape(name)
 
 
+def _own_names(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that the base has too, by full name; what adapters are made of is left out."""
+    inside = tuple(f"{name}." for name in adapter_layers(model))
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: m for name, m in modules if name and not name.startswith(inside)}
+
+
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Full names, as a regex only where one of them is also the end of another linear's name.
+    """Full names, as a regex only where one of them is also the end of another module's name.
 
     PEFT takes a list entry as the end of a name, so a top-level layer ``q`` would match every
     ``….q``.
     """
-    bases = {layer.base for layer in adapter_layers(model).values()}
-    linears = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    others = [name for name, linear in linears if linear not in bases]
-    if any(other.endswith(f".{name}") for name in names for other in others + names):
+    ends = set(names)
+    parts = [name.split(".") for name in _own_names(model)]
+    if any(".".join(p[i:]) in ends for p in parts for i in range(1, len(p))):
         return "|".join(re.escape(name) for name in names)
     return names
 
 
 def _lora_config(forms: Mapping[str, PeftForm]) -> dict[str, Any]:
+    for name, form in forms.items():
+        if not 0 < form.scaling < math.inf:
+            raise UserError(
+                f"{name} has the scaling {form.scaling}, which must be a finite number above zero."
+            )
     ranks = {name: form.tensors["lora_A.weight"].shape[0] for name, form in forms.items()}
     # alpha / rank is what PEFT multiplies by; ours keeps the scaling it had at the initial rank.
-    alphas = {name: _number(form.scaling * ranks[name]) for name, form in forms.items()}
+    alphas = {name: alpha_of(form.scaling, ranks[name]) for name, form in forms.items()}
     r = Counter(ranks.values()).most_common(1)[0][0]
     alpha = Counter(alphas[n] for n, k in ranks.items() if k == r).most_common(1)[0][0]
     return {
@@ -148,10 +172,35 @@ def _gather(
     tensors = {f"base_model.{key}": value for key, value in shared.items()}
     for name, form in forms.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in form.tensors.items()}
-    saved = trained_modules(model)
+    saved = _saved(model)
     for name, module in saved.items():
         tensors |= {f"{PREFIX}{name}.{key}": value for key, value in module.state_dict().items()}
     return forms, tensors, saved
+
+
+def _saved(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that train in full, and those that PEFT takes for one of them.
+
+    It reads ``modules_to_save`` as ends of names, with or without a dot before them, and asks for
+    the tensors of every module that it finds.
+    """
+    saved, layers = trained_modules(model), adapter_layers(model)
+    taken = {
+        other: (name, module)
+        for other, module in _own_names(model).items()
+        for name in saved
+        if other.endswith(name) and other not in saved
+    }
+    for other, (name, _) in taken.items():
+        adapted = [layer for layer in layers if f"{layer}.".startswith(f"{other}.")]
+        if adapted or other.startswith(f"{name}."):
+            raise UserError(
+                f"PEFT knows modules that train in full by the ends of their names, so that {name} "
+                f"is {other} too, {'which is adapted' if adapted else 'a part of it'}; rename one "
+                "of them, or merge the adapter instead (lightning-peft export --merge)."
+            )
+    others = {other: module for other, (_, module) in taken.items() if module.state_dict()}
+    return saved | others
 
 
 def save_peft(model: nn.Module, folder: str | Path) -> Path:
@@ -166,9 +215,14 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         UserError: If the model has no adapters, or every one of them has rank 0, or they are of
-            kinds that PEFT cannot hold in one adapter, or of a form that it does not know.
+            kinds that PEFT cannot hold in one adapter, or of a form that it does not know; or a
+            tensor holds NaN or infinite values.
     """
     forms, tensors, saved = _gather(model)
+    refuse_broken(tensors, "the adapter")
+    # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm"
+    # too.
+    config = _config(model, forms, sorted(saved))
     # safetensors refuses storage that two names share.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     folder = Path(folder)
@@ -176,9 +230,6 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     write_atomically(
         folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )
-    # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm"
-    # too.
-    config = _config(model, forms, sorted(saved))
     write_atomically(
         folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
     )

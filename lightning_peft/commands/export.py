@@ -19,8 +19,8 @@ def main(words: list[str]) -> None:
         words: The command's options.
 
     Raises:
-        UserError: If the checkpoint does not belong to its run's configuration, or the folder is
-            full.
+        UserError: If the checkpoint does not belong to its run's configuration or holds NaN or
+            infinite values, or the folder is full.
     """
     parser = command_parser(__name__, __doc__)
     parser.add_argument(
@@ -63,7 +63,8 @@ def _restored(config: Path, checkpoint: dict[str, Any]) -> Any:
 
 def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
     """Write what is asked for, and say what and where it is."""
-    from lightning_peft.adapters import adapter_layers, merge, save_peft
+    from lightning_peft.adapters import adapter_layers, adapter_state_dict, merge, save_peft
+    from lightning_peft.adapters.finite import refuse_broken
     from lightning_peft.models.quantization import forget_quantization
 
     adapted = bool(adapter_layers(module.model))
@@ -71,8 +72,11 @@ def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
         save_peft(module.model, output)
         return f"adapter: {output}"
     if adapted:
+        refuse_broken(adapter_state_dict(module.model), "the merged model")
         merge(module.model, dequantize)
         forget_quantization(module.model)
+    # Also what only the sum makes infinite, in half precision.
+    refuse_broken(dict(module.model.named_parameters()), "the model")
     module.model.save_pretrained(output)
     _tokenizer(module.model_name_or_path, output)
     reason = "" if adapted else f" ({type(module.adapter).__name__} has no adapter)"

@@ -13,17 +13,18 @@ LARGEST = 1 << 20
 Count = Callable[[int], int]
 
 
-def final_parameters(module: Any, run: str = "") -> int:
+def final_parameters(module: Any, run: str = "", labels: int = 2) -> int:
     """Trainable parameters at the end of a run, counted on the meta device.
 
     Args:
         module: An adapted module as instantiated from a configuration.
         run: Its name, for the error.
+        labels: Outputs of the head of a module that classifies.
 
     Raises:
         UserError: If only data decide the count.
     """
-    model = meta_base(module)
+    model = meta_base(module, labels)
     module.adapter.attach(model, initialize=False)
     count = module.adapter.final_parameters(model)
     if count is None:

@@ -113,8 +113,8 @@ class Outcomes:
     @property
     def tests(self) -> bool:
         """Whether runs are judged by a test."""
-        comparison = self.plan.comparison
-        return any(name.startswith("test/") for name in (comparison.score, *comparison.also))
+        also = self.plan.comparison.also
+        return any(name.startswith("test/") for name in (self.plan.score, *also))
 
     def rates_of(self, run: str) -> dict[float, float]:
         """The metric of each rate of a sweep, averaged over its seeds; NaN where a job failed."""
@@ -125,7 +125,7 @@ class Outcomes:
             if outcome is None or job.rate is None or rates is None:
                 continue
             failed = outcome.status == "failed" or not outcome.metrics
-            value = math.nan if failed else outcome.metrics.get(rates.choose_by, math.nan)
+            value = math.nan if failed else outcome.metrics.get(str(rates.choose_by), math.nan)
             sums.setdefault(job.rate, []).append(value)
         return {rate: sum(values) / len(values) for rate, values in sums.items()}
 
@@ -170,7 +170,7 @@ class Outcomes:
             job: The job.
             name: Of a metric; the comparison's score when None.
         """
-        outcome, name = self.found.get(job), name or self.plan.comparison.score
+        outcome, name = self.found.get(job), name or self.plan.score
         return outcome.metrics.get(name) if outcome and self.ok(job) else None
 
     def ok(self, job: Job) -> bool:
@@ -187,8 +187,24 @@ class Outcomes:
             return outcome.reason or "failed"
         if self.ok(job) and self.score(job) is None:
             names = ", ".join(sorted(outcome.metrics))
-            return f"its metrics hold no {self.plan.comparison.score}; there are {names}"
+            return f"its metrics hold no {self.plan.score}; there are {names}"
         return ""
+
+    def off_budget(self, job: Job) -> str:
+        """Where a job's trainable parameters at its end are not the budget's; else empty."""
+        match, outcome = self.plan.comparison.match, self.found.get(job)
+        if match is None or match.parameters is None or job.run in match.leave:
+            return ""
+        if outcome is None or outcome.status == "failed":
+            return ""
+        if outcome.end is None:
+            return "how many parameters trained at its end is not in its record"
+        if abs(outcome.end - match.parameters) <= match.tolerance * match.parameters:
+            return ""
+        return (
+            f"{outcome.end:,} parameters train at its end, outside {match.tolerance:.0%} of "
+            f"match.parameters = {match.parameters:,}"
+        )
 
     def sentence(self, job: Job) -> str:
         """How a job stands, for the log."""
@@ -196,8 +212,10 @@ class Outcomes:
         if failure or outcome is None:
             return f"failed: {failure}"
         rates, score = self.plan.comparison.rates, self.score(job)
-        if score is not None:
-            return f"{self.plan.comparison.score} {score:.4f}"
-        name = rates.choose_by if rates else "val_loss"
-        value = outcome.metrics.get(name)
-        return outcome.status if value is None else f"{name} {value:.4f}"
+        name, value = self.plan.score, score
+        if score is None:
+            name = str(rates.choose_by) if rates else "val_loss"
+            value = outcome.metrics.get(name)
+        said = outcome.status if value is None else f"{name} {value:.4f}"
+        off = self.off_budget(job)
+        return f"{said}, but {off}" if off else said

@@ -33,13 +33,13 @@ def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
     Returns:
         The pictures; one for which no run has left anything is left out.
     """
-    comparison, score = outcomes.plan.comparison, outcomes.plan.comparison.score
+    score, curve = outcomes.plan.score, str(outcomes.plan.comparison.curve)
     runs = [_drawn(outcomes, run) for run in outcomes.plan.trees]
     shares, ranks = _by_layer(outcomes)
     pictures: dict[str, Callable[[], Any]] = {
         "score_by_parameters.png": lambda: draw_by_parameters(runs, score),
         "score_by_seed.png": lambda: draw_by_seed(runs, score),
-        "curves.png": lambda: draw_curves_of(runs, comparison.curve),
+        "curves.png": lambda: draw_curves_of(runs, curve),
         "importance_by_layer.png": lambda: draw_by_layer(
             shares, "share of importance within the module kind, % (mean over seeds)"
         ),
@@ -65,11 +65,11 @@ def _done(outcomes: Outcomes, run: str) -> Iterator[tuple[int, Outcome, Path]]:
 def _drawn(outcomes: Outcomes, run: str) -> Drawn:
     done = list(_done(outcomes, run))
     counts = [outcome.end for _, outcome, _ in done if outcome.end is not None]
-    metric = outcomes.plan.comparison.curve
+    metric = str(outcomes.plan.comparison.curve)
     curves = {seed: _curve(folder, metric) for seed, _, folder in done}
     return Drawn(
         run,
-        scores_of(outcomes, run, outcomes.plan.comparison.score),
+        scores_of(outcomes, run, outcomes.plan.score),
         round(float(np.mean(counts))) if counts else None,
         curves,
         outcomes.plan.baseline_of(run),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from lightning_peft.comparison.budget import final_parameters, find_rank, trainer_limits
 from lightning_peft.comparison.expand import expand, words_of
-from lightning_peft.comparison.schema import Comparison, Match, check
+from lightning_peft.comparison.names import Names, names_of, resolve_names
+from lightning_peft.comparison.schema import Comparison, Match, check, check_name
 from lightning_peft.errors import UserError
 from lightning_peft.settings.names import hint_at
 from lightning_peft.settings.resolve import Resolver
@@ -45,12 +47,21 @@ class Plan:
     Attributes:
         comparison: As given.
         trees: By run, its whole configuration for ``fit``, as a file holds it.
-        parameters: By run, trainable parameters at the end, where a budget asked for them.
+        parameters: By run, trainable parameters at the end, where a budget asked for them, as its
+            strategy foretells them.
+        notes: What is to be said of the runs before they begin, and beside their table.
     """
 
     comparison: Comparison
     trees: dict[str, dict[str, Any]]
     parameters: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def score(self) -> str:
+        """What runs are judged by."""
+        assert self.comparison.score is not None
+        return self.comparison.score
 
     @property
     def folder(self) -> Path:
@@ -71,6 +82,7 @@ class Plan:
         if comparison.rates:
             tried = ", ".join(f"{value:g}" for value in comparison.rates.values)
             lines.append(f"{comparison.rates.key}: {tried}, chosen by {comparison.rates.choose_by}")
+        lines += [f"judged by {comparison.score}", *self.notes]
         return "\n".join(lines)
 
     def baseline_of(self, run: str) -> str:
@@ -135,6 +147,8 @@ def make_plan(
     resolver = resolver or Resolver()
     plan = Plan(comparison, _trees(comparison, folder, extra, resolver))
     _check_known(plan)
+    names = _names(plan.trees, resolver)
+    plan.comparison, plan.notes = resolve_names(comparison, names)
     match = comparison.match
     if match and match.parameters is not None:
         for run in (run for run in plan.trees if run not in match.leave):
@@ -151,6 +165,7 @@ def _trees(
     shared = [*base, *limits, *to_words(comparison.overrides), *extra]
     trees: dict[str, dict[str, Any]] = {}
     for run, words in expand(comparison, folder).items():
+        check_name(run)
         try:
             trees[run] = resolver.tree([*shared, *words])
             if comparison.rates and len(trees) == 1:  # a wrong key is better found now
@@ -162,14 +177,34 @@ def _trees(
     return trees
 
 
+def _names(trees: dict[str, dict[str, Any]], resolver: Resolver) -> dict[str, Names]:
+    """By run, the metrics that it will have."""
+    found: dict[str, Names] = {}
+    made: dict[str, Names] = {}  # runs differ mostly by their adapters, which name no metric
+    for run, tree in trees.items():
+        given = tree["trainer"].get("callbacks") or []
+        callbacks = [c["class_path"] for c in (given if isinstance(given, list) else [given])]
+        key = json.dumps([tree["model"]["class_path"], tree.get("data"), callbacks], default=str)
+        if key not in made:
+            try:
+                data = resolver.data(tree) if tree.get("data") else None
+                made[key] = names_of(resolver.module(tree), data, callbacks)
+            except UserError as error:
+                raise _in_run(run, error) from error
+        found[run] = made[key]
+    return found
+
+
 def _match(plan: Plan, run: str, match: Match, resolver: Resolver) -> None:
     """Choose a run's rank, and set it."""
     key = match.rank_of.get(run, match.rank)
+    data = resolver.data(plan.trees[run]) if plan.trees[run].get("data") else None
+    labels = len(getattr(data, "label_names", ("no", "yes")) or ("score",))
 
     def count(rank: int) -> int:
         tree = copy.deepcopy(plan.trees[run])
         assign(tree, key, rank)
-        return final_parameters(resolver.module(tree), run)
+        return final_parameters(resolver.module(tree), run, labels)
 
     try:
         rank, plan.parameters[run] = find_rank(run, match, count)

@@ -34,6 +34,8 @@ class Row:
         inside_noise: Whether that interval holds zero; None for a baseline, and below five pairs.
         parameters_start: Trainable parameters at the start, averaged over seeds.
         parameters_end: The same at the end.
+        off_budget: Seeds that ended outside ``match.tolerance`` of ``match.parameters``; None where
+            the run has no such budget.
         adapter_bytes: Size of the adapter's weights on the disk.
         seconds_per_step: Of training, median over seeds.
         peak_memory_mb: Likewise.
@@ -56,6 +58,7 @@ class Row:
     inside_noise: bool | None = None
     parameters_start: int | None = None
     parameters_end: int | None = None
+    off_budget: int | None = None
     adapter_bytes: int | None = None
     seconds_per_step: float | None = None
     peak_memory_mb: float | None = None
@@ -108,6 +111,9 @@ def _row(outcomes: Outcomes, run: str, score: str) -> Row:
     done = [outcomes.found[job] for job in jobs if job.seed in scores]
     for name, attribute in (("start", "parameters_start"), ("end", "parameters_end")):
         setattr(row, attribute, _mean([getattr(outcome, name) for outcome in done]))
+    match = outcomes.plan.comparison.match
+    if match and match.parameters is not None and run not in match.leave:
+        row.off_budget = sum(1 for job in jobs if outcomes.off_budget(job))
     row.adapter_bytes = _mean([outcome.adapter_bytes for outcome in done])
     for name in MEASURED:
         found = [getattr(outcome, name) for outcome in done if getattr(outcome, name) is not None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,8 @@ class Rates:
         values: To try, such as learning rates.
         values_of: By run, others: as many, for a fair choice.
         key: Which setting they are of.
-        choose_by: A metric of validation, as fit leaves it in ``run.json``.
+        choose_by: A metric of validation, as fit leaves it in ``run.json``; the one that the runs
+            are validated by when None: accuracy, or the first metric of a task with classes.
         best: Whether its highest or its lowest value is best.
         seeds: The seeds to choose by, over which the metric is averaged; the comparison's first
             when None. The best value is then trained with all of the comparison's seeds.
@@ -32,7 +35,7 @@ class Rates:
     values: list[float]
     values_of: dict[str, list[float]] = field(default_factory=dict)
     key: str = "model.optimizer.lr"
-    choose_by: str = "val_accuracy"
+    choose_by: str | None = None
     best: Literal["highest", "lowest"] = "highest"
     seeds: list[int] | None = None
 
@@ -80,10 +83,12 @@ class Comparison:
         rates: Values of one key, the best of which is chosen for each run on validation.
         match: Budgets that all runs get.
         score: What runs are judged by: a metric of ``test``, which begins with ``test/``, or one of
-            validation, and then nothing is tested.
+            validation, and then nothing is tested. None is what the data module names first: the
+            average over its tasks, or the first metric of the first one.
         also: Further metrics, each with a table of its own.
         checkpoint: What is tested: ``last``, or a file in ``checkpoints/`` such as ``best.ckpt``.
-        curve: A metric of ``metrics.csv``, drawn over steps.
+        curve: A metric of ``metrics.csv``, drawn over steps; the one that the runs are validated by
+            when None.
         workers: Runs at a time, each in a process of its own; on several GPUs each has one.
         threads: Processor threads of each; the machine's, shared among the workers, when None.
     """
@@ -98,10 +103,10 @@ class Comparison:
     baselines: dict[str, str] = field(default_factory=dict)
     rates: Rates | None = None
     match: Match | None = None
-    score: str = "test/average"
+    score: str | None = None
     also: list[str] = field(default_factory=list)
     checkpoint: str = "last"
-    curve: str = "val_accuracy"
+    curve: str | None = None
     workers: int = 1
     threads: int | None = None
 
@@ -117,8 +122,8 @@ def check(comparison: Comparison) -> None:
     """
     rates, match = comparison.rates, comparison.match
     for name in comparison.runs:
-        if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
-            raise UserError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
+        check_name(name)
+    _check_places(comparison)
     numbers: dict[str, Any] = {"seeds": comparison.seeds}
     if rates:
         numbers |= {"rates.values": rates.values, "rates.seeds": rates.seeds}
@@ -126,14 +131,67 @@ def check(comparison: Comparison) -> None:
     for key, values in numbers.items():
         if values is not None and (not values or len(set(values)) < len(values)):
             raise UserError(f"{key} must be different numbers, at least one, got {values}.")
+        _check_numbers(key, values or ())
     for key, count in (("workers", comparison.workers), ("threads", comparison.threads)):
         if count is not None and count < 1:
             raise UserError(f"{key} must be at least 1, got {count}.")
-    if match and not 0 <= match.tolerance < 1:
+    if match:
+        _check_match(match)
+
+
+def check_name(name: str) -> None:
+    """Refuse a run's name that can be no folder and no cell of a table.
+
+    Args:
+        name: As given, or with a grid's values.
+
+    Raises:
+        UserError: Naming the run.
+    """
+    if not isinstance(name, str):  # YAML's own idea of 3, yes and null
+        raise UserError(f"runs.{name}: a run's name is a text; write it in quotes.")
+    if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
+        raise UserError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
+    if not name.isprintable() or len(name) > 100:
+        raise UserError(
+            f"runs.{name[:100]!r}: a run's name is a folder and a cell of tables, so it is at most "
+            "100 printable characters."
+        )
+
+
+def _check_places(comparison: Comparison) -> None:
+    folder, checkpoint = comparison.folder, comparison.checkpoint
+    if not folder.strip() or "\0" in folder or Path(folder).is_file():
+        raise UserError(f"folder: {folder!r} can be no folder; give one for the comparison.")
+    if Path(checkpoint).name != checkpoint or checkpoint in ("", ".", ".."):
+        raise UserError(
+            f"checkpoint: {checkpoint!r} is neither last nor a file in checkpoints/; give one such "
+            "as best.ckpt, without a folder."
+        )
+
+
+def _check_numbers(key: str, values: Sequence[float]) -> None:
+    """Seeds are those of ``seed_everything``; rates are told apart as their folders' names are."""
+    for value in values:
+        if key.endswith("seeds") and not 0 <= value < 1 << 32:
+            raise UserError(f"{key}: {value} is no seed; those are 0 to {(1 << 32) - 1}.")
+        if not math.isfinite(value):
+            raise UserError(f"{key}: {value} is no number to try.")
+    names = [f"{value:g}" for value in values]
+    if not key.endswith("seeds") and len(set(names)) < len(names):
+        raise UserError(f"{key}: {values} are not different in their first six digits.")
+
+
+def _check_match(match: Match) -> None:
+    if not 0 <= match.tolerance < 1:
         raise UserError(f"match.tolerance must lie in [0, 1), got {match.tolerance}.")
-    budgets = (match.parameters, match.steps, match.seconds) if match else (1,)
-    if not any(budgets):
+    budgets = {"parameters": match.parameters, "steps": match.steps, "seconds": match.seconds}
+    given = {key: value for key, value in budgets.items() if value is not None}
+    if not any(given.values()):
         raise UserError("match needs one of parameters, steps and seconds, above zero.")
+    for key, value in given.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"match.{key} must be a number above zero, got {value}.")
 
 
 class _UniqueKeys(yaml.SafeLoader):

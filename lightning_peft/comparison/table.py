@@ -24,8 +24,7 @@ def write_table(outcomes: Outcomes, folder: Path) -> str:
     Returns:
         The Markdown.
     """
-    comparison = outcomes.plan.comparison
-    scores = dict.fromkeys((comparison.score, *comparison.also))
+    scores = dict.fromkeys((outcomes.plan.score, *outcomes.plan.comparison.also))
     rows = {score: make_rows(outcomes, score) for score in scores}
     columns = [column.name for column in fields(Row)]
     flat = [row for found in rows.values() for row in found]
@@ -59,16 +58,18 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _seeds(outcomes: Outcomes) -> tuple[list[str], list[list[Any]]]:
     """Every job: what it came to, and whether the run is judged by it."""
     rates = outcomes.plan.comparison.rates
-    columns = ["run", "rate", "seed", "judged", "score", rates.choose_by if rates else "val_loss"]
-    columns += ["parameters_start", "parameters_end", "adapter_bytes", "reason", *MEASURED]
+    chosen_by = str(rates.choose_by) if rates else "val_loss"
+    columns = ["run", "rate", "seed", "judged", "score", chosen_by, "parameters_start"]
+    columns += ["parameters_end", "off_budget", "adapter_bytes", "reason", *MEASURED]
     rows = []
     for job in outcomes.all_jobs(outcomes.plan):
         outcome = outcomes.found.get(job)
         if outcome is None:
             continue
         values = [job.run, job.rate, job.seed, job in outcomes.chosen(job.run)]
-        values += [outcomes.score(job), outcome.metrics.get(columns[5])]
-        values += [outcome.start, outcome.end, outcome.adapter_bytes, outcomes.failure(job)]
+        values += [outcomes.score(job), outcome.metrics.get(chosen_by), outcome.start]
+        values += [outcome.end, outcomes.off_budget(job), outcome.adapter_bytes]
+        values += [outcomes.failure(job)]
         values += [getattr(outcome, name) for name in MEASURED]
         rows.append([_plain(value) for value in values])
     return columns, rows
@@ -102,7 +103,7 @@ def _cells(row: Row) -> list[str]:
         "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}",
         gap,
         _number(row.parameters_start, ",d"),
-        _number(row.parameters_end, ",d"),
+        _number(row.parameters_end, ",d") + (" (outside the budget)" if row.off_budget else ""),
         _number(None if row.adapter_bytes is None else row.adapter_bytes / 1000, ",.0f"),
         _number(row.seconds_per_step, ".3f"),
         _number(row.peak_memory_mb, ",.0f"),
@@ -155,13 +156,17 @@ def _notes(outcomes: Outcomes) -> list[str]:
         chosen_on = ", ".join(map(str, rates.seeds or comparison.seeds[:1]))
         notes.append(
             f"rate: the one of {tried} ({rates.key}) with the {rates.best} {rates.choose_by} on "
-            f"seed {chosen_on}; nothing was chosen by {comparison.score}."
+            f"seed {chosen_on}; nothing was chosen by {outcomes.plan.score}."
         )
     notes.append(
         "Intervals are 95 % bootstrap intervals over seeds (expanded percentile); differences are "
         "paired by seed, and inside the noise where their interval holds zero; fewer than five "
         "seeds cannot tell."
     )
+    notes += outcomes.plan.notes
+    off = [f"- {job.label}: {said}" for job in outcomes.found if (said := outcomes.off_budget(job))]
+    if off:
+        notes.append("\n".join(["Outside the budget, so not comparable at an equal one:\n", *off]))
     failures = [
         f"- {job.label}: {outcomes.failure(job)}" for job in outcomes.found if outcomes.failure(job)
     ]

@@ -144,6 +144,14 @@ class TextDataModule(TokenizedDataModule):
         """
         return {"accuracy": sum(row["correct"] for row in rows) / len(rows)}
 
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Names of the metrics that :meth:`score` will give, known before there are answers.
+
+        A task with a ``score`` of its own says them here too; where it does not, a comparison
+        cannot tell a wrong name before its runs have ended.
+        """
+        return ("accuracy",)
+
     def decoding(self, task: str) -> Protocol:
         """Say how a task's answers are generated."""
         return self.protocol

@@ -87,6 +87,10 @@ class LabelledDataModule(TokenizedDataModule):
         for row in rows if self.label_names else ():
             row["correct"] = row["output"] == row["expected"]
 
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name the metrics of a set's predictions."""
+        return self.metric_names
+
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Score a set's predictions: metrics by name, the one to select by first."""
         metrics = self.metrics()

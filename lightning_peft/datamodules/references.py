@@ -96,6 +96,7 @@ class ReferencesDataModule(TextDataModule):
         super().__init__(data_dir, protocol or next(iter(self.protocols)), **kwargs)
         self.train_split = known("train_split", train_split, ("train", "dev"))
         self.test_split = known("test_split", test_split, ("test", "dev"))
+        self.test_tasks = [self.task]
 
     def source_of(self, record: Mapping[str, Any]) -> str | None:
         """Return what a text is to be written of; None where the record does not hold it.
@@ -143,6 +144,10 @@ class ReferencesDataModule(TextDataModule):
         """Write each output's own ROUGE-L into its line."""
         for row in rows:
             row["rougeL"] = rouge_l(row["output"], row["expected"])
+
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name both metrics."""
+        return ("bleu", "rougeL")
 
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return corpus BLEU and the mean ROUGE-L."""

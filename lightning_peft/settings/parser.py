@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_peft.errors import UserError
@@ -89,12 +89,28 @@ def make_module(part: Any) -> Any:
     Raises:
         UserError: If a key or value is wrong, or as a constructor says it.
     """
+    return _make_part("model", LightningModule, part)
+
+
+def make_data(part: Any) -> Any:
+    """A data module, nothing of its data read.
+
+    Args:
+        part: What a configuration has under ``data``.
+
+    Raises:
+        UserError: As :func:`make_module`.
+    """
+    return _make_part("data", LightningDataModule, part)
+
+
+def _make_part(key: str, cls: type, part: Any) -> Any:
     parser = FriendlyParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model")
+    parser.add_subclass_arguments(cls, key)
     parser.name_keys()
     try:
-        config = parser.parse_object({"model": part})
+        config = parser.parse_object({key: part})
     except ArgumentError as error:
         raise UserError(shorten(str(error))) from error
     with older_names(), refusals_by_class():
-        return parser.instantiate_classes(config).model
+        return parser.instantiate_classes(config)[key]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lightning_peft.settings.cli import PeftCLI, make_cli
-from lightning_peft.settings.parser import make_module, older_names
+from lightning_peft.settings.parser import make_data, make_module, older_names
 from lightning_peft.settings.tree import assign
 
 
@@ -76,6 +76,17 @@ class Resolver:
             UserError: As a constructor says it.
         """
         return make_module(tree["model"])
+
+    def data(self, tree: dict[str, Any]) -> Any:
+        """The data module of a configuration, nothing of its data read.
+
+        Args:
+            tree: A whole configuration of ``fit``.
+
+        Raises:
+            UserError: As a constructor says it.
+        """
+        return make_data(tree["data"])
 
 
 def _is_late(word: str) -> bool:

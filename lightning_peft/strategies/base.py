@@ -265,6 +265,9 @@ class AdapterStrategy(StepHooks):
     def final_parameters(self, model: nn.Module) -> int | None:
         """How many values train at the end of a run, as far as arguments tell.
 
+        By default as many as at the start. A method that removes or adds some says its own count,
+        since a comparison at an equal budget chooses ranks by it (and counts again at each end).
+
         Args:
             model: Attached and thrown away afterwards, so that it may be changed; usually on the
                 meta device.

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_peft import load_peft, save_peft
 from lightning_peft.adapters import LoRALinear, PeftForm, adapter_layers, keep_components
-from lightning_peft.adapters.peft_format import peft_state
+from lightning_peft.adapters.peft_format import alpha_of, peft_state
 from lightning_peft.strategies import DropLoRA, LoRA, LoRADrop
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
@@ -218,3 +218,70 @@ def test_layers_of_two_kinds_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="holds layers of one kind, the model has LoRALinear, Own"):
         save_peft(nn.ModuleDict(kinds), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("value", "what"), [("nan", "NaN"), ("inf", "an infinite value")])
+def test_numbers_that_are_none_are_not_saved(value, what, tiny_llama, tmp_path) -> None:
+    model = tiny_llama()
+    LoRA(r=2, target_modules=["q_proj"], modules_to_save=["norm"]).attach(model)
+    layer = next(iter(adapter_layers(model).values()))
+    for parameter, name in ((layer.lora_B, "q_proj.lora_B.weight"), (model.model.norm.weight, "n")):
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.flatten()[3] = float(value)
+        with pytest.raises(ValueError, match=f"{name}.* holds {what}, so the adapter is not wri"):
+            save_peft(model, tmp_path / "a")
+        with torch.no_grad():
+            parameter.copy_(before)
+    assert not (tmp_path / "a").exists()
+    layer.scaling = float(value)
+    with pytest.raises(ValueError, match="q_proj has the scaling (nan|inf), which must be a"):
+        save_peft(model, tmp_path / "a")
+
+
+def test_a_module_that_peft_would_take_for_a_saved_one_is_saved_too(tmp_path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        names = ("q", "head", "ahead")
+        model = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+        model.forward = lambda x: model["ahead"](model["head"](model["q"](x)))  # type: ignore[method-assign]
+        return model
+
+    model, x = make(), torch.randn(3, 4)
+    LoRA(r=2, target_modules=["q"], modules_to_save=["head"]).attach(model)
+    fill(model)
+    save_peft(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["ahead", "head"]
+    torch.testing.assert_close(in_peft(make(), tmp_path).base_model.model(x), model(x), **TOLERANCE)
+    torch.testing.assert_close(load_peft(make(), tmp_path)(x), model(x), **TOLERANCE)
+
+
+def test_a_saved_module_whose_name_ends_an_adapted_ones_is_refused(tmp_path) -> None:
+    model = nn.ModuleDict({"q": nn.Linear(4, 4), "xq": nn.Linear(4, 4), "v": nn.Linear(4, 4)})
+    LoRA(r=2, target_modules="xq|v", modules_to_save=["q"]).attach(model)
+    with pytest.raises(ValueError, match="so that q is xq too, which is adapted; rename one"):
+        save_peft(model, tmp_path / "a")
+
+
+def test_a_layer_without_components_does_not_come_back_by_the_end_of_its_name(tmp_path) -> None:
+    def make() -> nn.Module:
+        return nn.ModuleDict({"q": nn.Linear(4, 4), "deep": nn.ModuleDict({"q": nn.Linear(4, 4)})})
+
+    model = make()
+    LoRA(r=2, target_modules=["q"]).attach(model)
+    keep_components(adapter_layers(model)["deep.q"], torch.arange(0))
+    save_peft(model, tmp_path)
+    assert isinstance(in_peft(make(), tmp_path).base_model.model["deep"]["q"], nn.Linear)
+    assert list(adapter_layers(load_peft(make(), tmp_path))) == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "rank", "alpha"), [(2.0, 3, 6), (7 / 6, 6, 7), (0.5, 3, 1.5), (16 / 7, 7, 16)]
+)
+def test_an_alpha_is_the_shortest_that_gives_the_scaling(scaling, rank, alpha) -> None:
+    found = alpha_of(scaling, rank)
+    assert (found, type(found)) == (alpha, type(alpha))
+    for other in range(1, 400):
+        scaling = 1.7 / other**0.5
+        assert alpha_of(scaling, other) / other == pytest.approx(scaling, rel=1e-15)

@@ -174,3 +174,101 @@ def test_an_adapter_whose_start_changed_the_base_is_refused(start, saved, tiny_l
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=f"init_lora_weights: '{start}', which changes the base"):
         load_peft(tiny_llama(), saved)
+
+
+# The two files must say the same.
+
+
+def change(folder: Path, tensors: dict[str, torch.Tensor | None], **config: Any) -> None:
+    """Change keys of a configuration, and add or (None) take away tensors."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    weights = folder / "adapter_model.safetensors"
+    found = {**load_file(weights), **tensors}
+    save_file({k: v for k, v in found.items() if v is not None}, weights)
+
+
+PREFIX, FIRST = "base_model.model.", "model.layers.0.self_attn.q_proj"
+PAIR = (f"{PREFIX}{FIRST}.lora_A.weight", f"{PREFIX}{FIRST}.lora_B.weight")
+HEAD = {f"{PREFIX}lm_head.weight": torch.ones(61, 32)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "sentence"),
+    [
+        ({}, {"r": 3}, r"config.json gives .* rank 3 \(r\), but .* holds rank 2; the two files"),
+        ({}, {"rank_pattern": {"down_proj": 5}}, r"down_proj rank 5 \(rank_pattern\), but"),
+        (dict.fromkeys(PAIR), {}, f"has {FIRST} among its target_modules, but .* holds no lora_A"),
+        ({}, {"target_modules": ["q_proj"]}, "adapts .*down_proj, which target_modules of .* does"),
+        ({}, {"target_modules": ["q_proj", "down_proj", "norm"]}, "has model.norm, a LlamaRMSNorm"),
+        ({}, {"exclude_modules": ["0.self_attn.q_proj"]}, f"adapts {FIRST}, which target_modules"),
+        ({}, {"modules_to_save": ["lm_head"]}, "modules_to_save: 'lm_head', but .* holds no lm_h"),
+        ({}, {"modules_to_save": ["gone"]}, "modules_to_save: 'gone', which is the end of no"),
+        (
+            {f"{PREFIX}model.norm.weight": torch.ones(32)},
+            {},
+            "holds model.norm.weight, which modules_to_save of adapter_config.json does not name",
+        ),
+        (
+            {f"{PREFIX}lm_head.weight": torch.ones(61, 32, dtype=torch.int64)},
+            {"modules_to_save": ["lm_head"]},
+            "holds lm_head.weight in torch.int64, this model torch.float32",
+        ),
+        (
+            {f"{PREFIX}lm_head.weight": torch.full((61, 32), 1e300, dtype=torch.float64)},
+            {"modules_to_save": ["lm_head"]},
+            "holds lm_head.weight with values that are an infinite value in this model's",
+        ),
+        ({PAIR[0]: torch.full((2, 32), 1e300, dtype=torch.float64)}, {}, "lora_A of .* infinite"),
+        ({PAIR[1]: torch.full((32, 2), torch.nan)}, {}, "holds .*lora_B.weight with NaN"),
+        ({}, {"alpha_pattern": {"(.|..|...)+[A-Z]": 3}}, "alpha_pattern: the regular expression"),
+    ],
+)
+def test_what_one_file_says_alone_is_refused(tensors, config, sentence, saved, tiny_llama) -> None:
+    change(saved, tensors, **config)
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_peft(model, saved)
+    assert str(saved) in str(caught.value)
+    assert not adapter_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_embeddings_may_be_saved_without_being_named_and_go_on_training(saved, tiny_llama) -> None:
+    change(saved, HEAD)
+    loaded = load_peft(tiny_llama(), saved)
+    assert torch.equal(loaded.lm_head.weight, torch.ones(61, 32))
+    assert loaded.lm_head.weight.requires_grad  # so that it is saved again
+
+
+def test_the_heads_that_peft_names_for_every_classifier_need_not_be_there(
+    saved, tiny_llama
+) -> None:
+    change(saved, {}, modules_to_save=["classifier", "score"])
+    assert len(adapter_layers(load_peft(tiny_llama(), saved))) == 4
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_not_loaded_into_both(saved, tiny_llama) -> None:
+    change(saved, HEAD, modules_to_save=["lm_head"])
+    with pytest.raises(ValueError, match=r"which this model has in common with model.embed_tokens"):
+        load_peft(tiny_llama(tie_word_embeddings=True), saved)
+    both = {**HEAD, f"{PREFIX}model.embed_tokens.weight": torch.ones(61, 32)}
+    change(saved, both, modules_to_save=["lm_head", "embed_tokens"])
+    loaded = load_peft(tiny_llama(tie_word_embeddings=True), saved)
+    assert torch.equal(loaded.model.embed_tokens.weight, torch.ones(61, 32))
+
+
+def test_nothing_that_the_configuration_names_is_fetched_or_run(
+    saved, tiny_llama, monkeypatch
+) -> None:
+    import socket
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was fetched")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    mapping = {"base_model_class": "Popen", "parent_library": "subprocess"}
+    change(saved, {}, base_model_name_or_path="someone/else", auto_mapping=mapping, revision="x")
+    assert len(adapter_layers(load_peft(tiny_llama(), saved))) == 4

@@ -58,6 +58,26 @@ def test_a_merged_model_loads_by_itself(
     assert (tmp_path / "out" / "tokenizer_config.json").is_file()
 
 
+@pytest.mark.parametrize("merges", [(), ("--merge",)])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_checkpoint_whose_numbers_are_none_is_refused_naming_the_tensor(
+    root: Path, tmp_path: Path, merges: tuple[str, ...], value: str
+) -> None:
+    from lightning_peft.runs import find_last
+
+    path = tmp_path / "broken.ckpt"
+    checkpoint = torch.load(find_last(root), weights_only=True)
+    name = next(key for key in checkpoint["state_dict"] if key.endswith("q_proj.lora_B"))
+    checkpoint["state_dict"][name].flatten()[0] = float(value)
+    torch.save(checkpoint, path)
+    config = str(root / "version_0/config.yaml")
+    words = ["--ckpt_path", str(path), "--config", config, "--output", str(tmp_path / "out")]
+    said = f"{name.removeprefix('model.').removesuffix('.lora_B')}.lora_B.* holds (NaN|an infin)"
+    with pytest.raises(UserError, match=said):
+        command.main([*words, *merges])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

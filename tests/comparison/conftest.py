@@ -48,6 +48,7 @@ def plan(tmp_path: Path, scores: dict[str, list[float]]) -> Plan:
         str(tmp_path),
         seeds=SEEDS,
         rates=Rates([0.1, 0.01], choose_by="val_loss", best="lowest"),
+        score="test/average",
         curve="val_loss",
     )
     plan = Plan(made, {"base": {}, "better": {}})

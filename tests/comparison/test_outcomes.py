@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_peft.comparison.outcomes import Outcomes, read_outcome
 from lightning_peft.comparison.plan import Job, Plan
-from lightning_peft.comparison.schema import Rates
+from lightning_peft.comparison.schema import Match, Rates
 from lightning_peft.comparison.worker import write_result
 
 
@@ -56,3 +56,25 @@ def test_a_job_is_said_to_stand_as_it_does(plan: Plan) -> None:
     write_result(plan.folder_of(job), "failed", "the loss is nan")
     assert Outcomes(plan).sentence(job) == "failed: the loss is nan"
     assert Outcomes(plan).progress() == (12, 12)
+
+
+def test_a_run_that_ends_outside_its_budget_is_said_to(plan: Plan) -> None:
+    job = Job("base", 0.01, 0)  # 100 parameters train at its end
+    for match in (None, Match(steps=3), Match(parameters=104), Match(parameters=2, leave=["base"])):
+        plan.comparison.match = match
+        assert Outcomes(plan).off_budget(job) == ""
+    plan.comparison.match = Match(parameters=155_648)
+    said = "100 parameters train at its end, outside 5% of match.parameters = 155,648"
+    assert Outcomes(plan).off_budget(job) == said
+    assert Outcomes(plan).sentence(job) == f"test/average 0.5000, but {said}"
+    plan.comparison.match = Match(parameters=110, tolerance=0.01)
+    assert "outside 1% of match.parameters = 110" in Outcomes(plan).off_budget(job)
+    write_result(plan.folder_of(job), "failed", "the loss is nan")
+    assert Outcomes(plan).off_budget(job) == ""
+
+
+def test_a_count_that_no_record_holds_is_said_to_be_unknown(plan: Plan) -> None:
+    job = Job("base", 0.01, 0)
+    (plan.folder_of(job) / "version_0/run.json").unlink()
+    plan.comparison.match = Match(parameters=100)
+    assert Outcomes(plan).off_budget(job).endswith("at its end is not in its record")

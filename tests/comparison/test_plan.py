@@ -111,6 +111,27 @@ def test_parameters_are_matched_by_the_rank_at_the_end(resolver: Resolver) -> No
     assert plan.parameters == {"lora": 77824, "pruned": 77824, "sparse": 77824}
 
 
+def test_what_runs_are_judged_by_is_their_datas_first_score(resolver: Resolver) -> None:
+    plan = make_plan(comparison(rates=Rates([1e-3])), ROOT, (), resolver)
+    assert (plan.score, plan.comparison.curve) == ("test/average", "val_accuracy")
+    assert str(plan).endswith("chosen by val_accuracy\njudged by test/average")
+    glue = {"model": "SequenceClassificationModule", "data": "GlueDataModule"}
+    runs = {task: {**glue, "data.task": task} for task in ("rte", "mnli")}
+    plan = make_plan(comparison(runs={"rte": runs["rte"]}), ROOT, (), resolver)
+    assert (plan.score, plan.comparison.curve) == ("test/rte/accuracy", "val_score")
+    with pytest.raises(ValueError, match=r"no common one, since their data differ \(rte \(Glue"):
+        make_plan(comparison(runs=runs), ROOT, (), resolver)
+    plan = make_plan(comparison(runs=runs, score="test/rte/accuracy"), ROOT, (), resolver)
+    assert plan.notes == ["score: test/rte/accuracy is not a metric of mnli."]
+
+
+def test_a_data_module_that_cannot_be_made_is_one_sentence(resolver: Resolver) -> None:
+    run = {**LORA, "data.train_size": 0}
+    with pytest.raises(ValueError, match=r"^runs.lora: data.train_size") as caught:
+        make_plan(comparison(runs={"lora": run}), ROOT, (), resolver)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -123,6 +144,15 @@ def test_parameters_are_matched_by_the_rank_at_the_end(resolver: Resolver) -> No
         ({"match": Match(leave=["x"], steps=3)}, "match.leave: 'x' is no run; there are lora."),
         ({"match": Match()}, "match needs one of parameters, steps and seconds"),
         ({"base": ["no.yaml"]}, "base: there is no file no.yaml"),
+        (
+            {"score": "test/avarage"},
+            "score: no run will have 'test/avarage'; there are rank",
+        ),
+        ({"curve": "x"}, "curve: no run will have 'x'; there are epoch, grad_norm, lr, rank, step"),
+        (
+            {"rates": Rates([0.1], choose_by="test/average")},
+            "rates.choose_by: no run will have 'test/average'; there are rank, tokens_per_second",
+        ),
         ({"rates": Rates([])}, "rates.values must be different numbers"),
         (
             {"runs": {"lora": {"model.adapter.rank": 3}}},

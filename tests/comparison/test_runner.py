@@ -16,7 +16,10 @@ import pytest
 import yaml
 
 from lightning_peft.cli import main
+from lightning_peft.comparison.names import names_of
 from lightning_peft.comparison.rows import MEASURED
+from lightning_peft.datamodules import ArithmeticDataModule
+from lightning_peft.modules import CausalLMModule
 
 ROOT = Path(__file__).parents[2]
 TIMED = {*MEASURED, "seconds"}
@@ -77,6 +80,13 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_nothing_is_done_twi
     assert "[2/2] lora/seed=0: test/average 0.0000" in said
     result = tmp_path / "out/runs/lora/seed=0/result.json"
     assert json.loads(result.read_text()) == {"status": "done"}
+
+    # What the plan foretold of its metrics is what the run left.
+    foretold = names_of(CausalLMModule("tiny_llama"), ArithmeticDataModule())
+    run = result.parent / "version_0"
+    assert json.loads((run / "run.json").read_text())["metrics"].keys() == set(foretold.all or ())
+    columns = set((run / "metrics.csv").read_text().split("\n")[0].split(","))
+    assert columns == set(foretold.logged or ())
 
     written = result.stat().st_mtime_ns
     main(["compare", "--config", str(file)])

@@ -36,6 +36,23 @@ def test_a_file_is_what_it_holds_and_one_that_cannot_be_read_is_for_others_to_re
         ({"match": Match(steps=1, tolerance=1.0)}, r"match.tolerance must lie in \[0, 1\)"),
         ({"rates": Rates([1.0], values_of={"a": [2.0, 2.0]})}, "rates.values_of.a must be diff"),
         ({"runs": {".a": {}}}, "runs..a: a run's name is a folder"),
+        ({"runs": {3: {}}}, "runs.3: a run's name is a text; write it in quotes"),
+        ({"runs": {"a\n": {}}}, r"runs.'a\\n': a run's name is a folder and a cell of tables"),
+        ({"runs": {"a" * 101: {}}}, "so it is at most 100 printable characters"),
+        ({"folder": ""}, "folder: '' can be no folder"),
+        ({"folder": __file__}, "folder: '.*test_schema.py' can be no folder"),
+        ({"checkpoint": "../best.ckpt"}, "checkpoint: '../best.ckpt' is neither last nor a file"),
+        ({"seeds": [-1]}, "seeds: -1 is no seed; those are 0 to 4294967295"),
+        ({"seeds": [0, 1 << 32]}, "seeds: 4294967296 is no seed"),
+        ({"rates": Rates([0.1], seeds=[-3])}, "rates.seeds: -3 is no seed"),
+        ({"rates": Rates([float("nan")])}, "rates.values: nan is no number to try"),
+        (
+            {"rates": Rates([0.1, 0.1000000001])},
+            r"\[0.1, 0.1000000001\] are not different in th",
+        ),
+        ({"match": Match(parameters=-5)}, "match.parameters must be a number above zero, got -5"),
+        ({"match": Match(steps=5, seconds=float("nan"))}, "match.seconds must be a number above"),
+        ({"match": Match(seconds=float("inf"))}, "match.seconds must be a number above zero, got"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:

@@ -164,3 +164,9 @@ def test_arguments_of_the_base_are_found_by_the_command_line() -> None:
 def test_importing_the_package_loads_no_datasets() -> None:
     program = "import sys, lightning_peft.datamodules; sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_score_is_named_before_there_are_answers(make_capitals: Any) -> None:
+    data = make_capitals()
+    assert data.score_names("capitals") == ("accuracy",)
+    assert tuple(data.score("capitals", [{"correct": True}])) == data.score_names("capitals")

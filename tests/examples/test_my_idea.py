@@ -24,3 +24,9 @@ def test_example_removes_the_redundant_component(example, tiny_llama: Callable[.
         layer.lora_B[:, 2] = layer.lora_B[:, 0]
         layer.lora_A[2] = layer.lora_A[0]
     assert strategy.score(layer).argmax() == 1
+
+
+def test_example_says_what_trains_at_its_end(example, tiny_llama: Callable[..., Any]) -> None:
+    strategy = example("my_idea").MyIdea(r=8, target_r=3, target_modules=["q_proj"])
+    strategy.attach(model := tiny_llama())
+    assert strategy.final_parameters(model) == 2 * 3 * (32 + 32)  # two layers of 32 x 32

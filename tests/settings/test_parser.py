@@ -11,7 +11,7 @@ import pytest
 
 from lightning_peft.errors import UserError
 from lightning_peft.modules import CausalLMModule
-from lightning_peft.settings.parser import FriendlyParser, make_module
+from lightning_peft.settings.parser import FriendlyParser, make_data, make_module
 from lightning_peft.strategies import DropLoRA
 
 
@@ -51,6 +51,15 @@ def test_a_module_is_made_without_its_model() -> None:
     assert module.adapter.r == 3
 
 
+def test_a_data_module_is_made_without_its_data_or_refused_with_its_key() -> None:
+    data = {"class_path": "CommonsenseDataModule", "init_args": {"data_dir": "nowhere"}}
+    assert make_data(data).test_tasks[0] == "boolq"
+    data["init_args"] = {"data_dir": "nowhere", "batch_size": 0}
+    with pytest.raises(UserError, match=r"^data.batch_size") as caught:
+        make_data(data)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("adapter", "sentence"),
     [
@@ -70,7 +79,7 @@ def test_a_module_that_cannot_be_made_is_one_sentence(
 def test_a_constructors_own_value_error_bears_the_key() -> None:
     """In a process of its own, since a class once known is known to all tests."""
     program = """
-from lightning_peft.settings.parser import make_module
+from lightning_peft.settings.parser import make_data, make_module
 from lightning_peft.strategies import LoRA
 class Mine(LoRA):
     def __init__(self, x: int = 1):

@@ -54,3 +54,8 @@ def test_a_module_is_that_of_the_configuration(resolver: Resolver) -> None:
     module = resolver.module(resolver.tree(["--config", QUICKSTART, "--model.adapter.r", "5"]))
     assert module.adapter.r == 5
     assert Path(module.model_name_or_path).name == "tiny_llama"
+
+
+def test_a_data_module_is_that_of_the_configuration(resolver: Resolver) -> None:
+    data = resolver.data(resolver.tree(["--config", QUICKSTART, "--data.batch_size", "5"]))
+    assert (data.batch_size, data.test_tasks) == (5, ["subtraction"])

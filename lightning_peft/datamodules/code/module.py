@@ -158,6 +158,10 @@ class CodeDataModule(TextDataModule):
         for row, outcome in zip(rows, run_programs(programs, self.program_limits), strict=True):
             row["correct"], row["reason"] = outcome.passed, outcome.reason
 
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name the one metric."""
+        return ("pass@1",)
+
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return ``pass@1``."""
         return {"pass@1": sum(row["correct"] for row in rows) / len(rows)}

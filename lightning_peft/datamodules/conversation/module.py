@@ -89,6 +89,7 @@ class ConversationDataModule(TextDataModule):
     ) -> None:
         super().__init__(data_dir, protocol, **kwargs)
         self.questions, self.model_id = questions, model_id
+        self.test_tasks = list(TEMPERATURES)
 
     def train_examples(self) -> list[Example]:
         """Return each conversation as one example, whose last answer is its response."""
@@ -168,6 +169,10 @@ class ConversationDataModule(TextDataModule):
 
     def judge(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
         """Judge nothing; a language model does, later."""
+
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name none."""
+        return ()
 
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return no scores."""

@@ -127,6 +127,7 @@ class InstructionDataModule(TextDataModule):
         self.val_file, self.test_file, self.columns = val_file, test_file, dict(columns or {})
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
         self.subset = subset
+        self.test_tasks = [task] if (task := self._task()) else []
         self.template, self.chat_template = template, chat_template
         self._chat: ChatTemplate | None = None
         if template is not None:
@@ -158,11 +159,10 @@ class InstructionDataModule(TextDataModule):
 
     def test_examples(self) -> Mapping[str, Sequence[Example]]:
         """Return the test records, their last answers as what is expected."""
+        task = self._task()
         if self.test_file is not None:
-            task = Path(self.test_file).stem
             records, place = self._of_file(self.test_file)
         elif self.test_split is not None:
-            task = re.sub(r"\W+", "_", self.test_split).strip("_")
             records, place = self._of_split(self.test_split)
         else:
             raise UserError(
@@ -180,10 +180,20 @@ class InstructionDataModule(TextDataModule):
             row["correct"] = output == row["expected"].strip()
             row["rougeL"] = rouge_l(output, [row["expected"]])
 
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name both metrics."""
+        return ("accuracy", "rougeL")
+
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return the share of equal answers and the mean ROUGE-L."""
         names = {"accuracy": "correct", "rougeL": "rougeL"}
         return {name: sum(row[key] for row in rows) / len(rows) for name, key in names.items()}
+
+    def _task(self) -> str:
+        """What the test is called; empty where there is none."""
+        if self.test_file is not None:
+            return Path(self.test_file).stem
+        return re.sub(r"\W+", "_", self.test_split or "").strip("_")
 
     def _of_file(self, path: str | Path) -> tuple[Records, str]:
         """Read a file's records; and its name."""

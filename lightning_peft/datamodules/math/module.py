@@ -188,6 +188,14 @@ class MathDataModule(TextDataModule):
                     found == row["expected"] or equivalent(found, row["expected"])
                 )
 
+    def score_names(self, task: str) -> tuple[str, ...]:
+        """Name accuracy, and the library's judgement where it is installed and judges."""
+        try:
+            require_math_verify()
+        except ValueError:
+            return ("accuracy",)
+        return ("accuracy", "math_verify") if task in VERIFIED else ("accuracy",)
+
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Return ``accuracy``, and ``math_verify`` where the library has judged."""
         scores = super().score(task, rows)
