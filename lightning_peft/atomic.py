@@ -58,12 +58,13 @@ def append_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder beside its place and move it there, over an earlier one.
+def write_folder(folder: Path, write: Callable[[Path], object], over: bool = False) -> None:
+    """Write a folder beside its place and move it there in one step.
 
     Args:
         folder: The folder.
         write: Called with the path of an empty folder to write to.
+        over: Whether one that is there and not empty gives way.
 
     Raises:
         OSError: As :func:`write_atomically`.
@@ -74,7 +75,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             write(part)
-            if folder.is_dir():
+            if over and folder.is_dir():
                 shutil.rmtree(folder)
             part.replace(folder)
         finally:

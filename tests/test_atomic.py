@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,10 @@ def test_a_file_may_be_held_by_several_that_share_it(tmp_path: Path) -> None:
 def test_a_folder_is_written_whole_over_an_earlier_one(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     write_folder(folder, lambda part: (part / "a").write_text("1"))
-    write_folder(folder, lambda part: (part / "b").write_text("2"))
+    with pytest.raises(OSError, match="not empty") as caught:
+        write_folder(folder, lambda part: (part / "b").touch())
+    assert caught.value.errno == errno.ENOTEMPTY
+    write_folder(folder, lambda part: (part / "b").write_text("2"), over=True)
     assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("b", "2")]
 
     def fail(part: Path) -> None:
@@ -103,7 +107,7 @@ def test_a_folder_is_written_whole_over_an_earlier_one(tmp_path: Path) -> None:
         raise KeyError("no")
 
     with pytest.raises(KeyError):
-        write_folder(folder, fail)
+        write_folder(folder, fail, over=True)
     assert [p.name for p in folder.iterdir()] == ["b"]
     assert list(tmp_path.iterdir()) == [folder]
 

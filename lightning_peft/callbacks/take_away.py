@@ -33,11 +33,11 @@ def take_away(model: nn.Module, folder: Path) -> str:
             "--merge writes the merged model"
         )
     if alive:
-        write_folder(folder / "adapter", lambda part: save_peft(model, part))
+        write_folder(folder / "adapter", lambda part: save_peft(model, part), over=True)
         return f"adapter (PEFT format): {folder / 'adapter'}"
     if layers:
         return "nothing: every layer has lost all its components"
     if not hasattr(model, "save_pretrained"):
         return "nothing: there is no adapter, and the model has no save_pretrained"
-    write_folder(folder / "model", model.save_pretrained)  # type: ignore[arg-type]
+    write_folder(folder / "model", model.save_pretrained, over=True)  # type: ignore[arg-type]
     return f"model (its own weights were trained, so there is no adapter): {folder / 'model'}"

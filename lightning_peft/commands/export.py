@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.atomic import write_folder
 from lightning_peft.commands.parsing import command_parser
 from lightning_peft.errors import MissingFile, UserError
 
@@ -38,7 +39,7 @@ def main(words: list[str]) -> None:
     )
     options = parser.parse_args(words)
 
-    from lightning_peft.runs import find_last, folder_of, read_checkpoint
+    from lightning_peft.runs import check_checkpoint, find_last, folder_of, read_checkpoint
 
     path, output = Path(options.ckpt_path), Path(options.output)
     if output.is_file():
@@ -46,9 +47,11 @@ def main(words: list[str]) -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output: {output} is not empty; give a new folder.")
     path = find_last(path) if path.is_dir() else path
-    checkpoint = read_checkpoint(path)
+    checkpoint = check_checkpoint(read_checkpoint(path), path)
     config = Path(options.config) if options.config else folder_of(path) / "config.yaml"
-    print(_write(_restored(config, checkpoint), output, options.merge, options.dequantize))
+    module, merges, dequantize = _restored(config, checkpoint), options.merge, options.dequantize
+    write_folder(output, lambda part: print(_write(module, part, merges, dequantize), end=": "))
+    print(output)
 
 
 def _restored(config: Path, checkpoint: dict[str, Any]) -> Any:
@@ -62,7 +65,7 @@ def _restored(config: Path, checkpoint: dict[str, Any]) -> Any:
 
 
 def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
-    """Write what is asked for, and say what and where it is."""
+    """Write what is asked for, and say what it is."""
     from lightning_peft.adapters import adapter_layers, adapter_state_dict, merge, save_peft
     from lightning_peft.adapters.finite import refuse_broken
     from lightning_peft.models.quantization import forget_quantization
@@ -70,7 +73,7 @@ def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
     adapted = bool(adapter_layers(module.model))
     if adapted and not merges:
         save_peft(module.model, output)
-        return f"adapter: {output}"
+        return "adapter"
     if adapted:
         refuse_broken(adapter_state_dict(module.model), "the merged model")
         merge(module.model, dequantize)
@@ -80,7 +83,7 @@ def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
     module.model.save_pretrained(output)
     _tokenizer(module.model_name_or_path, output)
     reason = "" if adapted else f" ({type(module.adapter).__name__} has no adapter)"
-    return f"{'merged model' if adapted else 'model'}{reason}: {output}"
+    return f"{'merged model' if adapted else 'model'}{reason}"
 
 
 def _module(config: Path) -> Any:

@@ -35,15 +35,13 @@ def checkpoint_of(
     Returns:
         ``state_dict`` without the base's tensors, and ``adapter``.
     """
-    tensors = {f"{prefix}{name}": tensor for name, tensor in adapter_state_dict(model).items()}
     return {
-        "state_dict": tensors,
+        "state_dict": {f"{prefix}{k}": v for k, v in adapter_state_dict(model).items()},
         "adapter": {
             "strategy": type(adapter).__name__,
             "base": adapter.base_fingerprint,
             "arguments": _arguments(adapter),
             "layers": list(adapter_layers(model)),
-            "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "state": state,
         },
     }

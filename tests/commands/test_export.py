@@ -72,7 +72,8 @@ def test_a_checkpoint_whose_numbers_are_none_is_refused_naming_the_tensor(
     torch.save(checkpoint, path)
     config = str(root / "version_0/config.yaml")
     words = ["--ckpt_path", str(path), "--config", config, "--output", str(tmp_path / "out")]
-    said = f"{name.removeprefix('model.').removesuffix('.lora_B')}.lora_B.* holds (NaN|an infin)"
+    del checkpoint["digest"]  # as who changes a checkpoint by hand has to
+    said = f"broken.ckpt holds NaN or an infinite number in {name}: training had broken down"
     with pytest.raises(UserError, match=said):
         command.main([*words, *merges])
     assert not (tmp_path / "out").exists()
