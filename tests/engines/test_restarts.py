@@ -11,10 +11,16 @@ import torch
 from lightning_peft.runs import find_restart
 
 
+def save(path: Path, step: int) -> None:
+    """A checkpoint as ours, but for its content."""
+    adapter = {"strategy": "LoRA", "arguments": {}, "layers": [], "state": {}}
+    torch.save({"global_step": step, "state_dict": {}, "adapter": adapter}, path)
+
+
 def write_run(folder: Path, began: float, *steps: int) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     for step in steps:
-        torch.save({"global_step": step}, folder / "checkpoints" / f"step={step}.ckpt")
+        save(folder / "checkpoints" / f"step={step}.ckpt", step)
     (folder / "config.yaml").write_text("")
     os.utime(folder / "config.yaml", (began, began))
 
@@ -62,7 +68,7 @@ def test_a_restart_of_a_run_that_was_resumed_goes_on_in_it(tmp_path: Path, began
     assert find_restart(root, given) == given
     os.utime(root / "version_0" / "config.yaml", (began + 50, began + 50))
     later = given.with_name("step=10.ckpt")
-    torch.save({"global_step": 10}, later)
+    save(later, 10)
     assert find_restart(root, given) == later
 
 
