@@ -8,8 +8,11 @@ from typing import Any
 
 import yaml
 
+from lightning_peft.errors import UserError
+from lightning_peft.settings.arguments import show
 from lightning_peft.settings.cli import PeftCLI, make_cli
 from lightning_peft.settings.parser import make_module, older_names
+from lightning_peft.settings.reading import read_yaml
 from lightning_peft.settings.tree import assign
 
 
@@ -47,11 +50,14 @@ class Resolver:
             return tree
         for word in late:
             key, _, value = word.removeprefix("--").partition("=")
-            assign(tree, key, yaml.safe_load(value))
+            assign(tree, key, _value(key, value))
         with TemporaryDirectory() as folder:
             path = Path(folder) / "settings.yaml"
             path.write_text(yaml.safe_dump(tree))
-            return self._parse(["--config", str(path)])
+            try:
+                return self._parse(["--config", str(path)])
+            except UserError as error:  # of a key that the user gave elsewhere
+                raise UserError(str(error).replace(f"{path}: ", "")) from error
 
     def _parse(self, words: list[str]) -> dict[str, Any]:
         words = ["fit", *words]
@@ -76,6 +82,13 @@ class Resolver:
             UserError: As a constructor says it.
         """
         return make_module(tree["model"])
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {show(text)} is no value that YAML can read.") from error
 
 
 def _is_late(word: str) -> bool:
