@@ -14,6 +14,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.settings.arguments import actions_of, refuse_null, show
 from lightning_peft.settings.parser import FriendlyParser
 from lightning_peft.settings.reading import read_file
+from lightning_peft.settings.tree import read_words
 
 DESCRIPTION = (
     "Options of fit (--data.data_dir DATA) are laid over every run. Started again, a comparison "
@@ -73,7 +74,8 @@ def read_comparison(words: list[str]) -> tuple[Comparison, Path, list[str], Name
     parser.add_argument(
         "--retry_failed", type=bool, default=False, help="Try again what failed before."
     )
-    files = _files(own)
+    asks = any(word.startswith(("-h", "--help", "--print_config")) for word in own)
+    files = [] if asks else [value for key, value in read_words(own) if key == "config"]
     given = {name: value for path in files for name, value in read_file(path, Path()).items()}
     for name, value in given.items():
         if isinstance(value, dict):
@@ -139,9 +141,3 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
             target = extra if word.startswith(FIT) else own
         target.append(word)
     return own, extra
-
-
-def _files(words: list[str]) -> list[str]:
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    named = [value for word, value in pairs if word in ("--config", "-c")]
-    return named + [w.removeprefix("--config=") for w in words if w.startswith("--config=")]

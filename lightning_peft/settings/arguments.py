@@ -56,7 +56,7 @@ def bases_of(hint: Any) -> list[tuple[type, int]]:
         given = get_args(hint)[0]
         skip = len(given) if isinstance(given, list) else 0
         return [(base, skip) for base, _ in bases_of(get_args(hint)[-1])]
-    plain = ("builtins", "typing", "pathlib", "os", "datetime")
+    plain = ("builtins", "typing", "pathlib", "os", "datetime", "collections.abc")
     return [(hint, 0)] if inspect.isclass(hint) and hint.__module__ not in plain else []
 
 
@@ -80,6 +80,12 @@ def inner_of(hint: Any) -> Any:
         if inner and inspect.isclass(origin) and issubclass(origin, collections.abc.Iterable):
             found.append(inner[-1] if issubclass(origin, collections.abc.Mapping) else inner[0])
     return functools.reduce(operator.or_, found) if found else Any
+
+
+def has_mapping(hint: Any) -> bool:
+    """Whether a mapping is of a type, or of one of a union's."""
+    kinds = [get_origin(part) or part for part in parts_of(hint)]
+    return any(inspect.isclass(k) and issubclass(k, collections.abc.Mapping) for k in kinds)
 
 
 def parts_of(hint: Any) -> tuple[Any, ...]:

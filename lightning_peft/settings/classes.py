@@ -192,5 +192,5 @@ def _refused(
             "classes of your own files, in the current folder, may do so unasked."
         )
     kinds = " or ".join(dict.fromkeys(base.__name__ for base, _ in bases))
-    there = ", ".join(choose([base for base, _ in bases]))
+    there = ", ".join(choose([base for base, _ in bases])) or "none"
     return UserError(f"{key}: {name!r} is no {kinds}{also}; there are {there}.")

@@ -66,7 +66,8 @@ def read_file(path: str | Path, folder: Path, key: str = "--config") -> dict[str
         raise UserError(f"{key}: {shown}: {error}.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        last = len(text.splitlines())  # what is missing at the end, libyaml finds behind it
+        line = f", line {min(mark.line + 1, last)}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None)
         problem = problem or "it cannot be parsed"
         raise UserError(f"{key}: {shown}{line} is not valid YAML: {problem}.") from error
@@ -104,7 +105,7 @@ def refuse_endless(text: str) -> None:
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             depth -= 1
     root = yaml.compose(text, Loader=_Loader)
-    if root is not None and _count(root, {}) > MOST:
+    if isinstance(root, yaml.CollectionNode) and _count(root, {}) > MOST:
         raise Unreadable(f"its anchors (&, *) make it stand for more than {MOST:,} values")
 
 
@@ -162,12 +163,16 @@ def _refuse_twice(text: str) -> None:
     root = yaml.compose(text, Loader=_Loader)
     seen: dict[_Path, int] = {}
     for path, line in _settings(root, ()) if root else ():
-        if path in seen:
-            key = ".".join(path)
-            raise Unreadable(
-                f"{key!r} stands in line {seen[path]} and again in line {line}; each key once"
-            )
-        seen[path] = line
+        _see(path, line, seen)
+
+
+def _see(path: _Path, line: int, seen: dict[_Path, int]) -> None:
+    if path in seen:
+        raise Unreadable(
+            f"{'.'.join(path)!r} stands in line {seen[path]} and again in line {line}; each key "
+            "once"
+        )
+    seen[path] = line
 
 
 def _settings(node: yaml.Node, before: _Path) -> Iterator[tuple[_Path, int]]:
@@ -177,14 +182,12 @@ def _settings(node: yaml.Node, before: _Path) -> Iterator[tuple[_Path, int]]:
             yield from _settings(child, (*before, f"[{place}]"))
     if not isinstance(node, yaml.MappingNode):
         return
-    levels: dict[str, int] = {}
+    levels: dict[_Path, int] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue
         line, name = key.start_mark.line + 1, key.value
-        if name in levels:
-            yield from ((((*before, name)), at) for at in (levels[name], line))
-        levels[name] = line
+        _see((*before, name), line, levels)
         path = (*before, *(part for part in name.split(".") if part != "init_args"))
         if isinstance(value, yaml.MappingNode):
             yield from _settings(value, path)
