@@ -1,4 +1,4 @@
-"""Settings against the types of their keys: the first that is wrong is named as the user wrote it."""
+"""Settings against the types of their keys: the first that is wrong is named as it was written."""
 
 from __future__ import annotations
 

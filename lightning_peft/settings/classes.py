@@ -137,7 +137,7 @@ def _check_spec(hint: Any, value: Any, key: str) -> None:
     own = is_own(cls)
     if not fitting and not own:
         raise _refused(name, bases, key)
-    known = arguments_of(cls, fitting[0] if fitting else 0)
+    known = arguments_of(cls, fitting[0] if fitting else 0)  # type: ignore[arg-type]
     _check_group(known, value.get("init_args") or {}, "", f"{key}.")
     if not own:
         for inner, more in _items(value.get("dict_kwargs") or {}):
