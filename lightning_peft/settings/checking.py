@@ -76,6 +76,8 @@ class Check:
             refuse_no_group(arguments_of(*bases[0]), value, "", key)
         elif isinstance(value, list) and bases_of(inside):
             for inner in value:
+                if isinstance(inner, str) and _opened(inner) is not inner:
+                    raise UserError(no_good(inside, inner, key))  # a text, though of a mapping
                 self.value(inside, inner, key)
         elif hint is not None and not takes(hint, value):
             if isinstance(value, dict) and has_mapping(hint) and inside is not Any:

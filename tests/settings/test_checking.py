@@ -31,6 +31,7 @@ from lightning_peft.settings.checking import (
         (SGD | Adam, {"class_path": "torch.optim.Rprop"}, "k: 'torch.optim.Rprop' is no SGD or A"),
         (list[SGD | Adam], [{"class_path": "Adam", "init_args": {"lr": "x"}}], "k.lr: 'x' is no"),
         (list[SGD] | SGD, "sgd.yaml", "k: sgd.yaml: 'lr' stands in line 1 and again in line 1"),
+        (list[SGD], ["{class_path: SGD}"], "k: '{class_path: SGD}' is no SGD; there are"),
         (str, "{a: 1}", "k takes a text, but YAML reads '{a: 1}' as {'a': 1}; put the text in"),
         (str | SGD, "sgd.yaml", None),  # a text
         (Any, {"a": object}, None),
