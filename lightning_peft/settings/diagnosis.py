@@ -44,7 +44,7 @@ def diagnose(parser: ArgumentParser, words: list[str], folder: Path) -> str | No
             tree[dest] = {"class_path": default_class(action.default)}
     file = ""
     try:
-        for key, value in read_words(words):
+        for key, value in read_words(words, appends=True):
             file = ""
             if key == "config":
                 content = read_file(value, folder)

@@ -11,6 +11,7 @@ import yaml
 from lightning_peft.errors import UserError
 from lightning_peft.settings.arguments import show
 from lightning_peft.settings.cli import PeftCLI, make_cli
+from lightning_peft.settings.diagnosis import shorten
 from lightning_peft.settings.parser import make_module, older_names
 from lightning_peft.settings.reading import read_yaml
 from lightning_peft.settings.tree import assign
@@ -68,8 +69,12 @@ class Resolver:
             parsed = self._cli.parser.parse_args(words)
         config = parsed["fit"].clone()
         config.pop("config", None)
-        with older_names():
-            text = self._cli._parser("fit").dump(config, skip_none=False)
+        try:
+            with older_names():
+                text = self._cli._parser("fit").dump(config, skip_none=False)
+        except (TypeError, ValueError) as error:
+            reason = shorten(str(error))
+            raise UserError(f"the configuration cannot be written to a file: {reason}") from error
         return yaml.safe_load(text)
 
     def module(self, tree: dict[str, Any]) -> Any:

@@ -14,8 +14,12 @@ from lightning_peft.settings.reading import read_file as read_file
 SPEC = ("class_path", "init_args", "dict_kwargs")
 
 
-def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
+def read_words(words: list[str], appends: bool = False) -> Iterator[tuple[str, str]]:
     """Keys and values of the command line in their order.
+
+    Args:
+        words: Of the command line.
+        appends: Whether to give ``--key+=value`` too, its key with the plus.
 
     Raises:
         UserError: If a word belongs to no key, or a key has no value.
@@ -31,7 +35,7 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
                 raise UserError(f"{key} needs a value.")
             value = words.pop(0)
         key = "config" if key == "-c" else key.lstrip("-")
-        if not key.endswith(("+", ".help")):
+        if not key.endswith(".help") and (appends or not key.endswith("+")):
             yield key, value
 
 
@@ -54,20 +58,30 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
     Args:
         tree: Settings as a file holds them.
-        key: Dotted.
+        key: Dotted; with a plus at its end the value is one more of a list.
         value: Its new value.
     """
-    *path, last = key.split(".")
+    *path, last = key.removesuffix("+").split(".")
     node = tree
     for name in path:
         child = _inner(node, name).get(name)
+        if isinstance(child, list) and child:  # what follows is about the last of it
+            if isinstance(child[-1], str):
+                child[-1] = {"class_path": child[-1]}
+            child = child[-1]
+            if isinstance(child, dict):
+                node = child
+                continue
         if not isinstance(child, dict):
             child = {"class_path": child} if isinstance(child, str) else {}
         _inner(node, name)[name] = child
         node = child
     place = _inner(node, last)
     old = place.get(last)
-    if isinstance(value, str) and isinstance(old, dict) and "class_path" in old:
+    if key.endswith("+"):
+        before = old if isinstance(old, list) else [] if old is None else [old]
+        place[last] = [*before, value]
+    elif isinstance(value, str) and isinstance(old, dict) and "class_path" in old:
         if _changes_class(old, value):
             place[last] = value
     else:

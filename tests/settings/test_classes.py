@@ -73,10 +73,10 @@ def here(given: Any, path: Path) -> Any:
 
 
 REFUSED = [
-    ({"make": SYSTEM}, "make: 'os.system'"),
+    ({"make": SYSTEM}, "make: '(os|posix).system'"),
     ({"make": POPEN}, "make: 'subprocess.Popen'"),
-    ({"make": "os.system"}, "make: 'os.system'"),
-    ({"make": {"class_path": "torch.hub.os.system"}}, "make: 'torch.hub.os.system'"),
+    ({"make": "os.system"}, "make: '(os|posix).system'"),
+    ({"make": {"class_path": "torch.hub.os.system"}}, "make: '(torch.hub.os|posix).system'"),
     ({"make": "torch.nn.Linear"}, "make: 'torch.nn.Linear'"),
     ({"gates": [LINEAR, POPEN]}, "gates: 'subprocess.Popen'"),
     ({"gates": ["os.system"]}, "gates: 'os.system'"),

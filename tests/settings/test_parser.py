@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentError
 from typing import Any
 
-import jsonargparse
+import fsspec
 import pytest
 
 from lightning_peft.errors import UserError
@@ -90,9 +90,11 @@ except ValueError as error:
 
 def test_configurations_are_files_of_this_machine() -> None:
     """Lightning lets jsonargparse read whatever fsspec does, such as http:// and s3://."""
-    assert jsonargparse._optionals._get_config_read_mode() == "fr"
-    with pytest.raises(UserError, match=r"steps: 'memory://x' is no int"):
-        parser().parse_args(["--steps", "memory://x"])
+    fsspec.filesystem("memory").pipe("/f.yaml", b"steps: 3")
+    made = parser()
+    made.add_argument("--config", action="config")
+    with pytest.raises(UserError, match="--config: the file memory://f.yaml does not exist"):
+        made.parse_args(["--config", "memory://f.yaml"])
 
 
 def test_whatever_jsonargparse_stumbles_over_is_one_sentence(

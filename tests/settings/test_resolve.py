@@ -92,3 +92,28 @@ def test_no_sentence_names_the_file_that_is_written_on_the_way(resolver: Resolve
         resolver.tree([*words[:3], '--model.adapter.rank_gate={"class_path": "os.system"}'])
     with pytest.raises(UserError, match=r"^model.adapter.rank_gate: '{\[' is no value"):
         resolver.tree([*words[:3], "--model.adapter.rank_gate={["])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--trainer.callbacks+=NoSuch"], "^trainer.callbacks: 'NoSuch' is no Callback; there are"),
+        (["--trainer.callbacks+=os.system"], "^trainer.callbacks: 'os.system' is no Callback; "),
+        (
+            ["--trainer.callbacks+=ModelSummary", "--trainer.callbacks.x=3"],
+            "callbacks.x is no argument of ModelSummary",
+        ),
+    ],
+)
+def test_one_more_of_a_list_is_checked_too(
+    words: list[str], sentence: str, resolver: Resolver
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolver.tree(["--config", QUICKSTART, *words])
+    assert resolver.tree(["--config", QUICKSTART, "--trainer.callbacks+=ModelSummary"])
+
+
+def test_what_cannot_be_written_down_is_one_sentence(resolver: Resolver) -> None:
+    """Timer's interval is an enumeration, which jsonargparse writes nowhere below a list."""
+    with pytest.raises(UserError, match="cannot be written to a file: .*Interval.step"):
+        resolver.tree(["--config", QUICKSTART, "--trainer.callbacks+=Timer"])

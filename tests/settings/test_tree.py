@@ -12,6 +12,7 @@ from lightning_peft.settings.tree import assign, merge, read_words, to_words
 def test_words_are_keys_and_values_in_their_order() -> None:
     words = ["--a.b=1", "-c", "f.yaml", "--x", "-1", "--y+=2", "--model.help", "LoRA"]
     assert list(read_words(words)) == [("a.b", "1"), ("config", "f.yaml"), ("x", "-1")]
+    assert ("y+", "2") in read_words(words, appends=True)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,16 @@ def test_numbers_that_json_does_not_have_are_written_as_yaml_reads_them() -> Non
     given = {"a": float("inf"), "b": [float("nan"), -float("inf")], "c": {}}
     words = to_words(given)
     assert words == ["--a=.inf", "--b=[.nan, -.inf]", "--c={}"]
+
+
+def test_one_more_of_a_list_and_what_is_said_of_it() -> None:
+    tree: dict[str, Any] = {"t": {}}
+    assign(tree, "t.callbacks+", "A")
+    assign(tree, "t.callbacks.x", 1)
+    assign(tree, "t.callbacks+", "B")
+    assign(tree, "t.callbacks.y", 2)
+    one, two = ({"class_path": c, "init_args": a} for c, a in (("A", {"x": 1}), ("B", {"y": 2})))
+    assert tree == {"t": {"callbacks": [one, two]}}
+    tree = {"t": "A"}
+    assign(tree, "t+", "B")
+    assert tree == {"t": ["A", "B"]}
