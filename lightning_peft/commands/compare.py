@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lightning_peft.commands.parsing import command_parser
-from lightning_peft.comparison.schema import Comparison, Match, Rates, read_once
+from lightning_peft.comparison.schema import Comparison, Match, Rates
+from lightning_peft.errors import UserError
+from lightning_peft.settings.arguments import actions_of, refuse_null, show
 from lightning_peft.settings.parser import FriendlyParser
+from lightning_peft.settings.reading import read_file
+from lightning_peft.settings.tree import read_words
 
 DESCRIPTION = (
     "Options of fit (--data.data_dir DATA) are laid over every run. Started again, a comparison "
@@ -69,9 +74,14 @@ def read_comparison(words: list[str]) -> tuple[Comparison, Path, list[str], Name
     parser.add_argument(
         "--retry_failed", type=bool, default=False, help="Try again what failed before."
     )
-    files = _files(own)
-    given = {name: value for path in files for name, value in read_once(path).items()}
+    asks = any(word.startswith(("-h", "--help", "--print_config")) for word in own)
+    files = [] if asks else [value for key, value in read_words(own) if key == "config"]
+    given = {name: value for path in files for name, value in read_file(path, Path()).items()}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            _refuse_keys(value, name)
     options = parser.parse_args(own)
+    _refuse_numbers(parser, options)
     for name in ("runs", "overrides", "grid"):
         # jsonargparse fills in the arguments of every class that it sees, also those that come
         # later, like a gate's rank: these stay as they were written.
@@ -79,6 +89,29 @@ def read_comparison(words: list[str]) -> tuple[Comparison, Path, list[str], Name
             options[name] = given[name]
     folder = Path(files[-1]).absolute().parent if files else Path()
     return _comparison(options), folder, extra, options
+
+
+def _refuse_keys(values: dict[Any, Any], key: str) -> None:
+    """Refuse a run or a setting that YAML does not read as a word, such as 1 or null."""
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise UserError(f"{key}: the name {show(name)} is no text; put it in quotes.")
+        if isinstance(value, dict):
+            _refuse_keys(value, f"{key}.{name}")
+
+
+def _refuse_numbers(parser: FriendlyParser, options: Namespace) -> None:
+    """Refuse null for what has to be given, and numbers that nothing can be compared with."""
+    for key, action in actions_of(parser).items():
+        refuse_null(action, options.get(key), key)
+    for name in ("rates", "match"):
+        for key, value in (_plain(options[name]) or {}).items():
+            numbers = value if isinstance(value, list) else [value]
+            for number in numbers:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"{name}.{key}: {number} is no number to work with.")
+                if name == "match" and type(number) in (int, float) and number < 0:
+                    raise UserError(f"{name}.{key}: {number} is below zero.")
 
 
 def _comparison(options: Namespace) -> Comparison:
@@ -108,9 +141,3 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
             target = extra if word.startswith(FIT) else own
         target.append(word)
     return own, extra
-
-
-def _files(words: list[str]) -> list[str]:
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    named = [value for word, value in pairs if word in ("--config", "-c")]
-    return named + [w.removeprefix("--config=") for w in words if w.startswith("--config=")]

@@ -29,13 +29,15 @@ def main(words: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--devices", type=int, default=1, help="devices that ZeRO shards among")
-    parser.add_argument("--zero_stage", type=int, default=0, help="0, 1, 2 or 3")
+    parser.add_argument("--zero_stage", type=int, default=0, choices=range(4), help="of DeepSpeed")
     parser.add_argument("--rows", type=int, help="rows of a micro-batch; data.batch_size if absent")
     parser.add_argument("--tokens", type=int, help="tokens of a row; the data's limit if absent")
     parser.add_argument(
         "--targets", type=int, help="positions of a row with a target; all tokens if absent"
     )
     options, others = parser.parse_known_args(words)
+    if options.devices < 1:
+        raise UserError(f"--devices: {options.devices} is below 1.")
 
     from lightning_peft.estimation import estimate
     from lightning_peft.settings.resolve import Resolver

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
+
+from lightning_peft.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser, which raises a ``UserError`` where that one prints how it is used."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong.
+
+        Args:
+            message: What argparse says.
+
+        Raises:
+            UserError: With the sentence.
+        """
+        name, *about = message.removeprefix("argument ").split(": ")
+        raise UserError(f"{name}: {': '.join(about)}." if about else f"{message}.")
 
 
 def command_parser(
     module: str,
     description: str | None,
-    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    kind: type[argparse.ArgumentParser] = CommandParser,
     **options: Any,
 ) -> Any:
     """The parser of a command.

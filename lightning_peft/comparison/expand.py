@@ -11,6 +11,7 @@ from typing import Any
 from lightning_peft.comparison.schema import Comparison, Settings
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.settings.names import hint_at
+from lightning_peft.settings.reading import is_file
 from lightning_peft.settings.tree import to_words
 
 Words = list[str]
@@ -29,6 +30,9 @@ def expand(comparison: Comparison, folder: Path) -> dict[str, Words]:
     for name in comparison.grid:
         if name not in comparison.runs:
             raise UserError(f"grid.{name} is no run; {hint_at(name, comparison.runs)}")
+        for key, values in comparison.grid[name].items():
+            if not values:
+                raise UserError(f"grid.{name}.{key} is empty; give at least one value to try.")
     found: dict[str, Words] = {}
     folders: dict[str, str] = {}
     for name, settings in comparison.runs.items():
@@ -83,6 +87,7 @@ def words_of(settings: Settings, folder: Path, key: str) -> Words:
 
 def _find(name: str, folder: Path, key: str) -> str:
     for path in (folder / name, Path(name)):
-        if path.is_file():
+        if is_file(path):
             return str(path.resolve())
+    name = name if len(name) <= 120 else f"{name[:120]} …"
     raise MissingFile(f"{key}: there is no file {name}, neither in {folder} nor here.")

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lightning_peft.errors import UserError
 
 # A configuration's file, settings by dotted key, or both in the order in which they are laid.
@@ -192,50 +190,3 @@ def _check_match(match: Match) -> None:
     for key, value in given.items():
         if not 0 < value < math.inf:
             raise UserError(f"match.{key} must be a number above zero, got {value}.")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; usually the last one wins in silence."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-        if key in seen:
-            raise _Twice(key, seen[key], line)
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-class _Twice(Exception):
-    """A key that stands twice: the key and both lines."""
-
-
-def read_once(path: str | Path) -> dict[str, Any]:
-    """Read a comparison's file, refusing one in which two runs, or two settings, have one name.
-
-    Args:
-        path: The file; whether it exists and is a mapping, others say.
-
-    Returns:
-        What it holds; empty where it cannot be read.
-
-    Raises:
-        UserError: Naming the key and both lines.
-    """
-    try:
-        content = yaml.load(Path(path).read_text(), _UniqueKeys)
-    except _Twice as twice:
-        key, first, second = twice.args
-        raise UserError(
-            f"{path}: {key!r} stands in line {first} and again in line {second}; two runs, or two "
-            "settings, need two names."
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}

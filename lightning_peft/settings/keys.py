@@ -7,9 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import LayerSync, Precision
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from lightning_peft.callbacks import Checkpoints, LayerImportance, RunRecord
 from lightning_peft.errors import UserError
@@ -25,8 +31,17 @@ KEYS: dict[type, str] = {
     RunRecord: "record",
     Callback: "trainer.callbacks",
     Strategy: "trainer.strategy",
+    Logger: "trainer.logger",
+    Profiler: "trainer.profiler",
+    Accelerator: "trainer.accelerator",
+    CheckpointIO: "trainer.plugins",
+    ClusterEnvironment: "trainer.plugins",
+    LayerSync: "trainer.plugins",
+    Precision: "trainer.plugins",
+    nn.Module: "model.adapter.rank_gate",
 }
-REFUSALS = (ValueError, MisconfigurationException)
+# The last: a logger or an engine whose package is not installed, which says how to install it.
+REFUSALS = (ValueError, MisconfigurationException, ModuleNotFoundError)
 Make = Callable[..., Any]
 
 
@@ -36,6 +51,14 @@ class _Refused(BaseException):
     No ``Exception``: of a union jsonargparse would try the next type, and say of all of them that
     they do not take the value.
     """
+
+
+class _Broken(BaseException):
+    """Any other error of a constructor on the same way, which keeps its own traceback."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def sentence(error: BaseException, key: str) -> str:
@@ -68,11 +91,14 @@ def refusals_by_class() -> Iterator[None]:
 
     Raises:
         UserError: As a constructor says it.
+        Exception: As it is, what a constructor raises that is no refusal.
     """
     try:
         yield
     except _Refused as refused:
         raise UserError(str(refused)) from refused.__cause__
+    except _Broken as broken:
+        raise broken.error from None
 
 
 def name_refusals(make: Make, cls: type) -> Make:
@@ -94,5 +120,7 @@ def name_refusals(make: Make, cls: type) -> Make:
             return make(*args, **kwargs)
         except REFUSALS as error:
             raise _Refused(sentence(error, KEYS[cls])) from error
+        except Exception as error:
+            raise _Broken(error) from error
 
     return made

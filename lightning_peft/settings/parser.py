@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jsonargparse
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_peft.errors import UserError
-from lightning_peft.settings.diagnosis import diagnose, shorten
+from lightning_peft.settings.classes import check_classes
+from lightning_peft.settings.diagnosis import diagnose, diagnose_tree, refuse_ignored, shorten
 from lightning_peft.settings.keys import KEYS, Make, name_refusals, refusals_by_class
+from lightning_peft.settings.reading import MODE, refuse_endless_words
 
 
 class FriendlyParser(LightningArgumentParser):
@@ -23,6 +27,7 @@ class FriendlyParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A key cut short is a mistake, and would pass as an abbreviation.
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("parser_mode", MODE)
         super().__init__(*args, **kwargs)
         # While jsonargparse reads a file, the current folder is that of the file.
         self._folder = Path.cwd()
@@ -41,6 +46,25 @@ class FriendlyParser(LightningArgumentParser):
             super().error(message, ex)
         raise UserError(self._explain() or shorten(message)) from ex
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse words, and refuse classes that do not belong where they stand.
+
+        Raises:
+            UserError: With the sentence.
+        """
+        if not self.exit_on_error or hasattr(self, "parent_parser"):  # a part of another one's work
+            return super().parse_args(*args, **kwargs)
+        words = args[0] if args else kwargs.get("args")
+        words = list(sys.argv[1:] if words is None else words)
+        refuse_endless_words(words)
+        with _crashes(self):
+            parsed = super().parse_args(*args, **kwargs)
+            self._refuse_ignored(words)
+        for command, parser in self._commands().items():
+            if parsed.get(command) is not None:
+                check_classes(parser, parsed[command])
+        return parsed
+
     def add_instantiator(
         self, instantiator: Make, class_type: type, *args: Any, **kwargs: Any
     ) -> None:
@@ -58,13 +82,33 @@ class FriendlyParser(LightningArgumentParser):
             self.add_instantiator(_make, cls)
 
     def _explain(self) -> str | None:
-        words = list(self.args or ())
-        commands = next((a.choices for a in self._actions if isinstance(a.choices, dict)), None)
-        parser = self if commands is None else commands.get(words.pop(0) if words else None)
+        words, commands = list(self.args or ()), self._commands()
+        parser: Any = commands.get(words.pop(0) if words else "") if commands else self
         try:
             return None if parser is None else diagnose(parser, words, self._folder)
         except Exception:  # the message at hand is better than an error about an error
             return None
+
+    def _refuse_ignored(self, words: list[str]) -> None:
+        """Refuse a number or a list where a file should have a group of keys: it passes unread."""
+        for command, parser in self._commands().items():
+            if words[:1] == [command]:
+                refuse_ignored(parser, words[1:], self._folder)
+
+    def _commands(self) -> dict[str, Any]:
+        """The parsers of commands by name; none where this is the parser of one."""
+        return next((a.choices for a in self._actions if isinstance(a.choices, dict)), {})
+
+
+@contextlib.contextmanager
+def _crashes(parser: FriendlyParser) -> Iterator[None]:
+    """Within, whatever jsonargparse stumbles over is about what the user gave."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        parser.error(str(error) or type(error).__name__, error)
 
 
 def _make(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -109,8 +153,31 @@ def _make_part(key: str, cls: type, part: Any) -> Any:
     parser.add_subclass_arguments(cls, key)
     parser.name_keys()
     try:
-        config = parser.parse_object({key: part})
-    except ArgumentError as error:
-        raise UserError(shorten(str(error))) from error
+        config = parser.parse_object({key: copy.deepcopy(part)})
+    except Exception as error:  # jsonargparse stumbles in many ways over what it does not expect
+        said = diagnose_tree(parser, {key: part})
+        raise UserError(said or shorten(str(error))) from error
+    check_classes(parser, config)
     with older_names(), refusals_by_class():
         return parser.instantiate_classes(config)[key]
+
+
+def _read_local_files_only() -> None:
+    """Have jsonargparse fetch no configuration from the net, and import no module of Python's.
+
+    LightningCLI lets it read whatever fsspec reads. Older releases have other names for the one,
+    and not the other, which is refused before anything is made in any case.
+    """
+    with older_names():
+        try:
+            set_up: Any = jsonargparse.set_parsing_settings  # type: ignore[attr-defined]
+            set_up(
+                config_read_mode_urls_enabled=False,
+                config_read_mode_fsspec_enabled=False,
+                import_path_denylist=sorted(sys.stdlib_module_names),
+            )
+        except (AttributeError, TypeError):
+            jsonargparse.set_config_read_mode(urls_enabled=False, fsspec_enabled=False)  # type: ignore[attr-defined]
+
+
+_read_local_files_only()

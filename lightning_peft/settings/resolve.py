@@ -8,8 +8,12 @@ from typing import Any
 
 import yaml
 
+from lightning_peft.errors import UserError
+from lightning_peft.settings.arguments import show
 from lightning_peft.settings.cli import PeftCLI, make_cli
+from lightning_peft.settings.diagnosis import shorten
 from lightning_peft.settings.parser import make_data, make_module, older_names
+from lightning_peft.settings.reading import read_yaml
 from lightning_peft.settings.tree import assign
 
 
@@ -47,11 +51,14 @@ class Resolver:
             return tree
         for word in late:
             key, _, value = word.removeprefix("--").partition("=")
-            assign(tree, key, yaml.safe_load(value))
+            assign(tree, key, _value(key, value))
         with TemporaryDirectory() as folder:
             path = Path(folder) / "settings.yaml"
             path.write_text(yaml.safe_dump(tree))
-            return self._parse(["--config", str(path)])
+            try:
+                return self._parse(["--config", str(path)])
+            except UserError as error:  # of a key that the user gave elsewhere
+                raise UserError(str(error).replace(f"{path}: ", "")) from error
 
     def _parse(self, words: list[str]) -> dict[str, Any]:
         words = ["fit", *words]
@@ -62,8 +69,12 @@ class Resolver:
             parsed = self._cli.parser.parse_args(words)
         config = parsed["fit"].clone()
         config.pop("config", None)
-        with older_names():
-            text = self._cli._parser("fit").dump(config, skip_none=False)
+        try:
+            with older_names():
+                text = self._cli._parser("fit").dump(config, skip_none=False)
+        except (TypeError, ValueError) as error:
+            reason = shorten(str(error))
+            raise UserError(f"the configuration cannot be written to a file: {reason}") from error
         return yaml.safe_load(text)
 
     def module(self, tree: dict[str, Any]) -> Any:
@@ -87,6 +98,13 @@ class Resolver:
             UserError: As a constructor says it.
         """
         return make_data(tree["data"])
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {show(text)} is no value that YAML can read.") from error
 
 
 def _is_late(word: str) -> bool:

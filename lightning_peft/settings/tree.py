@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.errors import UserError
+from lightning_peft.settings.reading import read_file as read_file
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
 
 
-def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
+def read_words(words: list[str], appends: bool = False) -> Iterator[tuple[str, str]]:
     """Keys and values of the command line in their order.
+
+    Args:
+        words: Of the command line.
+        appends: Whether to give ``--key+=value`` too, its key with the plus.
 
     Raises:
         UserError: If a word belongs to no key, or a key has no value.
@@ -31,37 +35,8 @@ def read_words(words: list[str]) -> Iterator[tuple[str, str]]:
                 raise UserError(f"{key} needs a value.")
             value = words.pop(0)
         key = "config" if key == "-c" else key.lstrip("-")
-        if not key.endswith(("+", ".help")):
+        if not key.endswith(".help") and (appends or not key.endswith("+")):
             yield key, value
-
-
-def read_file(path: str, folder: Path) -> dict[str, Any]:
-    """Read a file of settings.
-
-    Args:
-        path: As the user wrote it.
-        folder: Where a relative path begins.
-
-    Raises:
-        MissingFile: If there is no such file.
-        UserError: If it cannot be read, is no YAML, or holds no keys.
-    """
-    if not (folder / path).is_file():
-        raise MissingFile(f"--config: the file {path} does not exist.")
-    try:
-        content = yaml.safe_load((folder / path).read_text())
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config: {path} is no text, so it is no YAML.") from error
-    except OSError as error:
-        raise UserError(f"--config: {path} cannot be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UserError(f"--config: {path}{line} is not valid YAML: {problem}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} holds no keys.")
-    return content
 
 
 def merge(tree: dict[str, Any], new: dict[str, Any]) -> None:
@@ -83,20 +58,30 @@ def assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
     Args:
         tree: Settings as a file holds them.
-        key: Dotted.
+        key: Dotted; with a plus at its end the value is one more of a list.
         value: Its new value.
     """
-    *path, last = key.split(".")
+    *path, last = key.removesuffix("+").split(".")
     node = tree
     for name in path:
         child = _inner(node, name).get(name)
+        if isinstance(child, list) and child:  # what follows is about the last of it
+            if isinstance(child[-1], str):
+                child[-1] = {"class_path": child[-1]}
+            child = child[-1]
+            if isinstance(child, dict):
+                node = child
+                continue
         if not isinstance(child, dict):
             child = {"class_path": child} if isinstance(child, str) else {}
         _inner(node, name)[name] = child
         node = child
     place = _inner(node, last)
     old = place.get(last)
-    if isinstance(value, str) and isinstance(old, dict) and "class_path" in old:
+    if key.endswith("+"):
+        before = old if isinstance(old, list) else [] if old is None else [old]
+        place[last] = [*before, value]
+    elif isinstance(value, str) and isinstance(old, dict) and "class_path" in old:
         if _changes_class(old, value):
             place[last] = value
     else:
@@ -124,9 +109,21 @@ def to_words(settings: dict[str, Any]) -> list[str]:
     """
     flat = dict(_flatten(settings, ""))
     return [
-        f"--{key}={flat[key] if isinstance(flat[key], str) else json.dumps(flat[key])}"
+        f"--{key}={flat[key] if isinstance(flat[key], str) else _text(flat[key])}"
         for key in sorted(flat, key=lambda key: key.count("."))
     ]
+
+
+def _text(value: Any) -> str:
+    """A value as YAML reads it again: JSON, but for numbers that JSON does not have."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:  # .inf and .nan
+        return (
+            yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+            .split("\n...")[0]
+            .strip()
+        )
 
 
 def _flatten(settings: dict[str, Any], before: str) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lightning_peft.assets import TINY_LLAMA
@@ -90,6 +91,8 @@ ARGUMENTS = [
     ([ADAPTER, "DropLora"], "model.adapter: 'DropLora' is no AdapterStrategy; did you mean DropLoRA?"),
     ([ADAPTER, "my.Own"], "model.adapter: 'my.Own' cannot be imported (No module named 'my')."),
     ([ADAPTER, "torch.nn.Linear"], "'torch.nn.Linear' is no AdapterStrategy; there are"),
+    (["--model.optimizer", "os.system"], "model.optimizer: 'os.system' is no Optimizer; there are"),
+    (["--trainer.callbacks", "NoSuch"], "trainer.callbacks: 'NoSuch' is no Callback; there are"),
     (["--model", "CausaLM"], "model: 'CausaLM' is no LightningModule; did you mean CausalLMModule?"),
     (["--data", "Arithmetic"], "did you mean ArithmeticDataModule?"),
     (["--model.optimizer", "AdmW"], "model.optimizer: 'AdmW' is no Optimizer; did you mean AdamW?"),
@@ -97,6 +100,10 @@ ARGUMENTS = [
     (["--model.adapter.r", "abc"], "model.adapter.r: 'abc' is no int."),
     (["--model.peft_path", "a: {b}"], "model.peft_path takes a text, but YAML reads 'a: {b}' as {'a': {'b': None}}; put the text in quotes of its own."),
     (["--model.optimizer.lr", "abc"], "model.optimizer.lr: 'abc' is no float."),
+    (["--trainer.max_steps", "[1]"], "trainer.max_steps: '[1]' is no int."),
+    (["--trainer", "5"], "trainer: '5' is no mapping of keys to values; its keys are accelerator"),
+    (["--config", "x" * 300], "cannot be read (File name too long)."),
+    (["--config", "."], "--config: . is a folder; give a file of settings."),
     (["--trainer.max_steps", "x"], "trainer.max_steps: 'x' is no int."),
     (["--model.adapter.mask", "tokn"], "model.adapter.mask: 'tokn' is none of token, "),
     (["--model.adapter.mask", "tokn"], "; did you mean token?"),
@@ -108,6 +115,7 @@ ARGUMENTS = [
     (["--data.batch_size", 0], "error: data.batch_size is 0; it has to be 1 or more."),
     (["--importance.every_n_steps", 0], "error: importance: every_n_steps must be at least 1"),
     (["--trainer.accelerator", "gpuu"], "error: trainer: You selected an invalid accelerator name"),
+    (["--trainer.logger", "MLFlowLogger"], "error: trainer.logger: Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install"),
     (["--trainer.max_steps", -5], "error: trainer: `max_steps` must be a non-negative integer"),
     # What only the start of a run tells.
     (["--model.dtype", "float"], "model.dtype must be one of auto, float32"),
@@ -146,6 +154,12 @@ def test_argument(fail: Fail, tmp_path: Path, words: list[Any], sentence: str) -
         ("\ntrainer:", "\ntrainers:", "trainers is unknown; did you mean trainer?"),
         ("lr: 3.0e-3", "lr: high", "model.optimizer.lr: 'high' is no float."),
         ("model:\n", "model: [\n", "line "),
+        (
+            "validate_first",
+            "trainer: {max_epochs: 1}\nvalidate_first",
+            "'trainer' stands in line 4",
+        ),
+        ("trainer:\n", "trainer: .inf\nx:\n", "trainer: inf is no mapping of keys to values"),
     ],
 )
 def test_file(fail: Fail, tmp_path: Path, old: str, new: str, sentence: str) -> None:
@@ -228,6 +242,29 @@ def test_data(fail: Fail, tmp_path: Path, train: str | None, sentence: str) -> N
     at = words.index("--data.test_size")
     assert sentence in fail(*words[:at], *words[at + 2 :])
     assert not (tmp_path / "root").exists()
+
+
+def evil(path: Path, run: Path | None = None) -> Path:
+    """A configuration, that of a run if there is one, whose optimizer is a command of the shell."""
+    config = yaml.safe_load((run / "config.yaml" if run else QUICKSTART).read_text())
+    command = {"class_path": "os.system", "init_args": {"command": f"touch {path}.ran"}}
+    config["model"]["init_args"]["optimizer"] = command
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "estimate", "export"])
+def test_a_configuration_runs_no_command_of_the_shell(
+    fail: Fail, run: Path, tmp_path: Path, command: str
+) -> None:
+    """Nor does one that came with somebody else's run."""
+    path = evil(tmp_path / "config.yaml", None if command in ("fit", "estimate") else run)
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = shutil.copy(run / "checkpoints" / "step=2.ckpt", tmp_path / "checkpoints")
+    words = ["--ckpt_path", checkpoint] if command != "estimate" else []
+    words += ["--output", "out"] if command == "export" else ["--config", path]
+    assert "model.optimizer: 'os.system' is no Optimizer; there are" in fail(command, *words)
+    assert not Path(f"{path}.ran").exists()
 
 
 # Checkpoints that belong to something else.

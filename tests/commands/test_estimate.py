@@ -33,6 +33,8 @@ def test_rows_tokens_and_devices_are_those_given(capsys: pytest.CaptureFixture[s
     ("words", "sentence"),
     [
         (["--rows", "-1", "--tokens", "20"], "--rows must be given, above zero"),
+        (["--devices", "0"], "--devices: 0 is below 1."),
+        (["--zero_stage", "7"], "--zero_stage: invalid choice: 7"),
         (["--model.adapter.p", "2"], r"^model.adapter: p must lie in"),
         (["--model.adapter.q", "2"], "model.adapter.q is no argument of DropLoRA"),
     ],

@@ -45,3 +45,10 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
         expand(two, tmp_path)
     with pytest.raises(ValueError, match="two runs have the name 'LoRA'"):
         expand(comparison(runs={"lora": {}, "LoRA": {}}), tmp_path)
+
+
+def test_a_grid_without_values_and_a_path_too_long_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="grid.lora.p is empty; give at least one value to try"):
+        expand(comparison(grid={"lora": {"p": []}}), tmp_path)
+    with pytest.raises(FileNotFoundError, match="runs.lora: there is no file x{120} …, neither"):
+        expand(comparison(runs={"lora": "x" * 5000}), tmp_path)

@@ -1,31 +1,12 @@
-"""A comparison's file is read once, and numbers that cannot be are refused."""
+"""Names and numbers that cannot be are refused."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_peft.comparison.schema import Comparison, Match, Rates, check, read_once
-
-
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("runs:\n  lora: {}\n  other: {}\n  lora: {}\n")
-    with pytest.raises(ValueError, match="'lora' stands in line 2 and again in line 4"):
-        read_once(path)
-
-
-def test_a_file_is_what_it_holds_and_one_that_cannot_be_read_is_for_others_to_refuse(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("runs: {a: {r: 1}}\nseeds: [1]\n")
-    assert read_once(path) == {"runs": {"a": {"r": 1}}, "seeds": [1]}
-    path.write_text("[")
-    assert read_once(path) == {}
-    assert read_once(tmp_path / "nowhere.yaml") == {}
+from lightning_peft.comparison.schema import Comparison, Match, Rates, check
 
 
 @pytest.mark.parametrize(

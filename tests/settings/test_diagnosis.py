@@ -1,5 +1,7 @@
 """The first setting that is wrong is named as the user wrote it."""
 
+# ruff: noqa: E501 - a row of a table, words and sentence, reads best as one line
+
 from __future__ import annotations
 
 import shlex
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_peft.settings.diagnosis import diagnose, shorten
+from lightning_peft.errors import UserError
+from lightning_peft.settings.diagnosis import diagnose, diagnose_tree, refuse_ignored, shorten
 
 
 class Part:
@@ -21,12 +24,20 @@ class Larger(Part):
         pass
 
 
+class Group:
+    def __init__(self, x: int = 1, y: int = 2) -> None:
+        pass
+
+
 @pytest.fixture
 def parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_subclass_arguments(Part, "part")
+    parser.add_argument("--parts.many", type=list[Part] | Part | None, default=None)
+    parser.add_argument("--by", type=dict[str, dict[str, float]], default={})
+    parser.add_class_arguments(Group, "group")
     return parser
 
 
@@ -44,6 +55,20 @@ def parser() -> ArgumentParser:
         ("--steps 1.5", "steps: '1.5' is no int."),
         ("--part Part --part.size 1 --part.name '{a: 1}'", "part.name takes a text, but YAML"),
         ("--config f.yaml", "f.yaml: steps: 'many' is no int."),
+        ("--steps '[1, 2]'", "steps: '[1, 2]' is no int."),
+        ("--part [1]", "part: [1] is no Part; there are Larger."),
+        ("--part '{class_path: null}'", "part.class_path: null names no class; there are Larger"),
+        ("--part '{class_path: Larger, init_args: 5}'", "part.init_args: 5 is no mapping of keys"),
+        ("--part '{class_path: Larger, init_args: {size: null}}'", "part.size is missing: Larger needs it."),
+        ("--part math.floor", "part: 'math.floor' is no Part; there are Larger."),
+        ("--part os.path.join", "part: 'os.path.join' is no Part; there are Larger."),
+        ("--part part.yaml", "part: part.yaml: 'size' stands in line 3 and again in line 4; each"),
+        ("--parts.many '[{class_path: Larger, init_args: {size: a}}]'", "parts.many.size: 'a' is no int."),
+        ("--parts.many '[{class_path: Largr}]'", "parts.many: 'Largr' is no Part; did you"),
+        ("--by '{a: {b: x}}'", "by.a.b: 'x' is no float."),
+        ("--by '{a: 3}'", "by.a: 3 is no mapping."),
+        ("--group.x 1 --group.y b", "group.y: 'b' is no int."),
+        ("--group 5", "group: '5' is no mapping of keys to values; its keys are x, y."),
         ("--config no.yaml", "--config: the file no.yaml does not exist."),
     ],
 )  # fmt: skip
@@ -51,6 +76,7 @@ def test_what_is_wrong_is_one_sentence(
     parser: ArgumentParser, tmp_path: Path, words: str, sentence: str | None
 ) -> None:
     (tmp_path / "f.yaml").write_text("steps: many")
+    (tmp_path / "part.yaml").write_text("class_path: Larger\ninit_args:\n  size: 1\n  size: 2")
     found = diagnose(parser, shlex.split(words), tmp_path)
     assert found == sentence or (found or "").startswith(sentence or "?")
 
@@ -74,3 +100,25 @@ def test_a_message_of_many_lines_becomes_keys_and_reasons() -> None:
     assert shorten(message) == "model.r: Expected a <class 'int'>"
     assert shorten("plain\nlines") == "plain lines"
     assert shorten("x" * 500) == "x" * 400 + " …"
+
+
+def test_a_tree_that_is_read_already_is_gone_through_too(parser: ArgumentParser) -> None:
+    assert (
+        diagnose_tree(parser, {"part": {"class_path": "Larger", "init_args": {"size": 1}}}) is None
+    )
+    beside = {"part": {"class_path": "Larger", "size": 1}}
+    assert diagnose_tree(parser, beside) == (
+        "part.size stands beside class_path; a class's arguments stand below init_args."
+    )
+    assert (diagnose_tree(parser, {"part": None}) or "").startswith("part is missing: give --part")
+
+
+def test_a_group_that_is_no_group_is_refused_though_jsonargparse_passes_over_it(
+    parser: ArgumentParser, tmp_path: Path
+) -> None:
+    for value in (".inf", "null", "[1]", "5"):
+        (tmp_path / "f.yaml").write_text(f"group: {value}")
+        with pytest.raises(UserError, match=r"^f.yaml: group: .* is no mapping of keys to values"):
+            refuse_ignored(parser, ["--config", "f.yaml"], tmp_path)
+    (tmp_path / "f.yaml").write_text("group: {x: 1}\nsteps: 3")
+    refuse_ignored(parser, ["--config", "f.yaml", "--steps", "2"], tmp_path)

@@ -6,6 +6,9 @@ import contextlib
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_peft.errors import UserError
@@ -71,3 +74,32 @@ def test_a_class_comes_before_its_bases() -> None:
     classes = list(KEYS)
     for i, cls in enumerate(classes):
         assert not any(issubclass(later, cls) for later in classes[i + 1 :])
+
+
+@pytest.mark.parametrize("cls", [Logger, Precision, Profiler])
+def test_a_package_that_is_not_there_is_said_with_the_key(cls: type) -> None:
+    def missing(cls: type) -> Any:
+        raise ModuleNotFoundError("No wandb. HINT: pip install wandb")
+
+    made = name_refusals(missing, cls)
+    with pytest.raises(UserError, match=r"^trainer.\w+: No wandb. HINT"), refusals_by_class():
+        made(cls)
+
+
+def test_a_bug_of_a_constructor_passes_as_it_is() -> None:
+    """Else jsonargparse would say of every type of a union that it does not take the value."""
+    bug = RuntimeError("a bug")
+
+    def broken(cls: type) -> Any:
+        raise bug
+
+    made = name_refusals(broken, AdapterStrategy)
+
+    @refusals_by_class()
+    def make_one_of_a_union() -> None:
+        with contextlib.suppress(Exception):
+            made(LoRA)
+
+    with pytest.raises(RuntimeError) as caught:
+        make_one_of_a_union()
+    assert caught.value is bug

@@ -7,6 +7,7 @@ import sys
 from argparse import ArgumentError
 from typing import Any
 
+import fsspec
 import pytest
 
 from lightning_peft.errors import UserError
@@ -65,7 +66,9 @@ def test_a_data_module_is_made_without_its_data_or_refused_with_its_key() -> Non
     [
         ({"r": 0}, r"^model.adapter: r must be at least 1, got 0\.$"),
         ({"rank": 3}, r"^model.*rank"),
-        ({"r": "x"}, r"^model.*int"),
+        ({"r": "x"}, r"^model.adapter.r: 'x' is no int"),
+        ({"r": None}, r"^model.adapter.r: null is no int"),
+        ({"rank_gate": {"class_path": "os.system"}}, r"^model.adapter.rank_gate"),
     ],
 )
 def test_a_module_that_cannot_be_made_is_one_sentence(
@@ -92,3 +95,28 @@ except ValueError as error:
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout == "UserError model.adapter: x must be even, got 1.\n", run.stderr
+
+
+def test_configurations_are_files_of_this_machine() -> None:
+    """Lightning lets jsonargparse read whatever fsspec does, such as http:// and s3://."""
+    fsspec.filesystem("memory").pipe("/f.yaml", b"steps: 3")
+    made = parser()
+    made.add_argument("--config", action="config")
+    with pytest.raises(UserError, match="--config: the file memory://f.yaml does not exist"):
+        made.parse_args(["--config", "memory://f.yaml"])
+
+
+def test_whatever_jsonargparse_stumbles_over_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stumble(*args: Any, **kwargs: Any) -> None:
+        raise AttributeError("'str' object has no attribute 'keys'")
+
+    monkeypatch.setattr(FriendlyParser, "_parse_common", stumble)
+    with pytest.raises(UserError, match="no attribute 'keys'"):
+        parser().parse_args(["--steps", "2"])
+
+
+def test_a_word_without_end_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="stand for more than 100,000 values"):
+        parser().parse_args(["--steps", "a: &a [*a, *a]"])

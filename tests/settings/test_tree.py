@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_peft.settings.tree import assign, merge, read_file, read_words, to_words
+from lightning_peft.settings.tree import assign, merge, read_words, to_words
 
 
 def test_words_are_keys_and_values_in_their_order() -> None:
     words = ["--a.b=1", "-c", "f.yaml", "--x", "-1", "--y+=2", "--model.help", "LoRA"]
     assert list(read_words(words)) == [("a.b", "1"), ("config", "f.yaml"), ("x", "-1")]
+    assert ("y+", "2") in read_words(words, appends=True)
 
 
 @pytest.mark.parametrize(
@@ -26,29 +26,6 @@ def test_words_are_keys_and_values_in_their_order() -> None:
 def test_words_without_key_or_value_are_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         list(read_words(words))
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (None, "the file f.yaml does not exist."),
-        (b"a: [", "f.yaml, line 1 is not valid YAML: "),
-        (b"- 1", "f.yaml holds no keys."),
-        (b"\xff\xfe\x00", "f.yaml is no text, so it is no YAML."),
-    ],
-)
-def test_a_file_that_is_no_settings_is_refused(
-    tmp_path: Path, content: bytes | None, sentence: str
-) -> None:
-    if content is not None:
-        (tmp_path / "f.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
-        read_file("f.yaml", tmp_path)
-
-
-def test_a_file_is_read_from_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "f.yaml").write_text("a: {b: 1}")
-    assert read_file("f.yaml", tmp_path) == {"a": {"b": 1}}
 
 
 def test_a_file_lies_over_those_before_it() -> None:
@@ -97,3 +74,22 @@ def test_options_hold_what_yaml_reads_again() -> None:
         '--c=[1, "x"]',
         "--d={}",
     ]
+
+
+def test_numbers_that_json_does_not_have_are_written_as_yaml_reads_them() -> None:
+    given = {"a": float("inf"), "b": [float("nan"), -float("inf")], "c": {}}
+    words = to_words(given)
+    assert words == ["--a=.inf", "--b=[.nan, -.inf]", "--c={}"]
+
+
+def test_one_more_of_a_list_and_what_is_said_of_it() -> None:
+    tree: dict[str, Any] = {"t": {}}
+    assign(tree, "t.callbacks+", "A")
+    assign(tree, "t.callbacks.x", 1)
+    assign(tree, "t.callbacks+", "B")
+    assign(tree, "t.callbacks.y", 2)
+    one, two = ({"class_path": c, "init_args": a} for c, a in (("A", {"x": 1}), ("B", {"y": 2})))
+    assert tree == {"t": {"callbacks": [one, two]}}
+    tree = {"t": "A"}
+    assign(tree, "t+", "B")
+    assert tree == {"t": ["A", "B"]}
