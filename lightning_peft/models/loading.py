@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lightning_peft.errors import UserError
 from lightning_peft.models.quantization import check_quantization, keep_exact, quantized
@@ -16,6 +18,10 @@ from lightning_peft.models.quantization import check_quantization, keep_exact, q
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HEADS = ["score", "classifier", "pooler"]  # never quantized, since they train in full
+
+
+# What is raised where a base's files are missing, of another program, cut off or damaged.
+_BROKEN = (OSError, ValueError, UnpicklingError, SafetensorError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -205,8 +211,10 @@ def _from_pretrained(
         # Code that lies beside a model is never run, nor is anybody asked whether it may be.
         extra["trust_remote_code"] = False
         loaded = kind.from_pretrained(source.name, dtype=source.dtype, **extra, **options)
-    except (OSError, ValueError) as error:
+    except _BROKEN as error:
         reason = first_sentence(error).rstrip(".")
+        if isinstance(error, UnpicklingError):
+            reason = "its weights are damaged, or hold code, which is not run"
         raise UserError(
             f"model.model_name_or_path: {source.name} cannot be loaded: {reason}."
         ) from error
