@@ -85,6 +85,10 @@ def read_tensors(folder: Path) -> Tensors:
                 f"{path} holds {named(key)}, for which the model has no place, since the names of "
                 f"PEFT's tensors begin with {PREFIX!r}."
             )
+    if not found.pairs:
+        raise UserError(
+            f"{path} holds no lora_A and lora_B of any layer, so it is no LoRA adapter."
+        )
     for name, tensors in found.pairs.items():
         _check_pair(name, tensors, folder)
     return found

@@ -244,8 +244,10 @@ def _reshape(rng: random.Random, files: Files) -> str:
     if not name:
         return ""
     tensor = tensors[name]
-    made = (tensor.t() if tensor.dim() == 2 else tensor[None], tensor.flatten(), tensor[:1],
-            torch.cat([tensor, tensor]), tensor[:0], tensor[None], tensor.sum())  # fmt: skip
+    made = (
+        tensor.t() if tensor.dim() == 2 else tensor[None], tensor.flatten(), tensor[:1],
+        torch.cat([tensor, tensor]), tensor[:0], tensor[None], tensor.double().sum(),
+    )  # fmt: skip
     tensors[name] = rng.choice(made).clone().contiguous()
     files[WEIGHTS] = save(tensors)
     return f"{name} {tuple(tensor.shape)} -> {tuple(tensors[name].shape)}"
@@ -255,8 +257,10 @@ def _value(rng: random.Random, files: Files) -> str:
     tensors = _tensors(files)
     name = rng.choice(sorted(tensors) or [""])
     value = rng.choice((math.nan, math.inf, -math.inf, 0.0, 3e38, 1e300))
-    if name:
-        tensor = tensors[name].double() if value == 1e300 else tensors[name].clone()
+    if name and tensors[name].numel():
+        tensor = tensors[name].clone()
+        if value == 1e300 or tensor.dtype not in (torch.float32, *DTYPES[:3]):
+            tensor = tensor.double()
         tensor.flatten()[rng.randrange(tensor.numel())] = value
         tensors[name] = tensor
     files[WEIGHTS] = save(tensors)
@@ -332,8 +336,8 @@ def _differs(model: Any, files: Files) -> str:
     layers, base = adapter_layers(model), tiny_llama().state_dict()
     keys = {f"{PREFIX}{n}.lora_{side}.weight" for n in layers for side in "AB"}
     others = tensors.keys() - keys
-    if not keys <= tensors.keys():
-        return "wrong: a layer is adapted that the file has not"
+    if not layers or not keys <= tensors.keys():
+        return "wrong: other layers are adapted than those of the file"
     for name, layer in layers.items():
         for side in "AB":
             mine = getattr(layer, f"lora_{side}").detach()
