@@ -14,12 +14,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_peft.comparison.outcomes import Outcomes
 from lightning_peft.comparison.plan import Job, Plan
 from lightning_peft.comparison.worker import RESULT, Task, read_result, work, write_result
 from lightning_peft.errors import UserError
+from lightning_peft.settings.tree import read_file
 
 
 def run_jobs(plan: Plan, retry_failed: bool = False) -> None:
@@ -138,7 +137,7 @@ def _check_settings(plan: Plan) -> None:
         path = plan.folder_of(job) / "settings.yaml"
         if not path.is_file():
             continue
-        old, new = yaml.safe_load(path.read_text()), plan.settings_of(job)
+        old, new = read_file(str(path), Path()), plan.settings_of(job)
         differing = next(_differences(old, new, ""), None)
         if differing:
             raise UserError(

@@ -82,11 +82,11 @@ def pairs_of_resumes(base: Path, folder: Path, pairs: int) -> None:
 
 
 def test_two_fits_at_once_are_two_whole_runs(base: Path, tmp_path: Path) -> None:
-    pairs_of_fits(base, tmp_path, pairs=2)
+    pairs_of_fits(base, tmp_path, pairs=1)
 
 
 def test_two_resumes_at_once_are_one_run_and_a_refusal(base: Path, tmp_path: Path) -> None:
-    pairs_of_resumes(base, tmp_path, pairs=2)
+    pairs_of_resumes(base, tmp_path, pairs=1)
 
 
 @pytest.mark.slow

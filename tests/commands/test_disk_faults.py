@@ -107,7 +107,7 @@ def refuse_each(
 def test_a_disk_that_refuses_some_writes_costs_no_run(
     base: Path, tmp_path: Path, disk: Disk, command: Command
 ) -> None:
-    refuse_each(base, tmp_path, disk, command, errno.ENOSPC, every=5)
+    refuse_each(base, tmp_path, disk, command, errno.ENOSPC, every=9)
 
 
 @pytest.mark.slow

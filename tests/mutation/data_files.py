@@ -215,7 +215,7 @@ def _encode(rng: random.Random, content: bytes) -> bytes:
 
 
 def _compress(rng: random.Random, content: bytes) -> bytes:
-    packed = gzip.compress(content)
+    packed = gzip.compress(content, mtime=0)
     return rng.choice((packed, packed[: rng.randrange(len(packed))]))
 
 

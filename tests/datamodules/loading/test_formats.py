@@ -21,6 +21,8 @@ from lightning_peft.datamodules.loading.formats import (
     read_parquet,
 )
 
+PACKED = gzip.compress(b'{"q": 1}', mtime=0)
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
@@ -149,8 +151,8 @@ def test_what_is_wrong_is_named_by_its_line(content: Any, sentence: str, write: 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (gzip.compress(b'{"q": 1}', mtime=0), "is compressed (gzip), which its name does not say; unpack"),
-        (gzip.compress(b'{"q": 1}', mtime=0)[:12], "is compressed (gzip), which its name does not say; "),
+        (PACKED, "is compressed (gzip), which its name does not say; unpack"),
+        (PACKED[:12], "is compressed (gzip), which its name does not say; "),
         (b"PK\x03\x04rest", "is compressed (zip)"),
         (b"PAR1rest", "is parquet by what is in it; name it so."),
         ('{"q": 1}'.encode("utf-16"), "is not UTF-8 but, it seems, UTF-16; save it as UTF-8."),
