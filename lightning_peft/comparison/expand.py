@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,6 @@ def words_of(settings: Settings, folder: Path, key: str) -> Words:
 
 def _find(name: str, folder: Path, key: str) -> str:
     for path in (folder / name, Path(name)):
-        if path.is_file():
+        if os.path.isfile(path):  # also of what can be no name
             return str(path.resolve())
     raise MissingFile(f"{key}: there is no file {name}, neither in {folder} nor here.")

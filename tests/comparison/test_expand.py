@@ -45,3 +45,9 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
         expand(two, tmp_path)
     with pytest.raises(ValueError, match="two runs have the name 'LoRA'"):
         expand(comparison(runs={"lora": {}, "LoRA": {}}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_what_can_be_no_files_name_is_no_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="runs.a: there is no file"):
+        words_of(name, tmp_path, "runs.a")
