@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 from lightning_peft.comparison.schema import Comparison, Settings
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.settings.names import hint_at
-from lightning_peft.settings.reading import is_file
 from lightning_peft.settings.tree import to_words
 
 Words = list[str]
@@ -87,7 +87,7 @@ def words_of(settings: Settings, folder: Path, key: str) -> Words:
 
 def _find(name: str, folder: Path, key: str) -> str:
     for path in (folder / name, Path(name)):
-        if is_file(path):
+        if os.path.isfile(path):  # also of what can be no name
             return str(path.resolve())
     name = name if len(name) <= 120 else f"{name[:120]} …"
     raise MissingFile(f"{key}: there is no file {name}, neither in {folder} nor here.")

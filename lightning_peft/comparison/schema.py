@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +118,7 @@ def check(comparison: Comparison) -> None:
     Raises:
         UserError: Naming the key.
     """
+    _check_given(comparison)
     rates, match = comparison.rates, comparison.match
     for name in comparison.runs:
         check_name(name)
@@ -137,6 +138,31 @@ def check(comparison: Comparison) -> None:
         _check_match(match)
 
 
+def _check_given(comparison: Comparison) -> None:
+    """Refuse null where it stands for no value, which parsers let through."""
+    empty = Comparison({}, "")
+    groups: list[tuple[str, Any, Any]] = [("", comparison, empty)]
+    if comparison.rates:
+        groups.append(("rates.", comparison.rates, Rates([])))
+    if comparison.match:
+        groups.append(("match.", comparison.match, Match()))
+    for before, given, plain in groups:
+        for one in fields(given):
+            if getattr(given, one.name) is None and getattr(plain, one.name) is not None:
+                raise UserError(f"{before}{one.name} is null; give a value, or leave the key out.")
+            _check_keys(f"{before}{one.name}", getattr(given, one.name))
+
+
+def _check_keys(place: str, value: Any) -> None:
+    """Refuse YAML's own idea of 3, yes and null where names stand."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise UserError(f"{place}: {key} is no name as it stands; write it in quotes.")
+        _check_keys(f"{place}.{key}", inner)
+    for inner in value if isinstance(value, list) else ():
+        _check_keys(place, inner)
+
+
 def check_name(name: str) -> None:
     """Refuse a run's name that can be no folder and no cell of a table.
 
@@ -146,21 +172,24 @@ def check_name(name: str) -> None:
     Raises:
         UserError: Naming the run.
     """
-    if not isinstance(name, str):  # YAML's own idea of 3, yes and null
-        raise UserError(f"runs.{name}: a run's name is a text; write it in quotes.")
     if not name or not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
         raise UserError(f"runs.{name}: a run's name is a folder, so it holds no slash.")
-    if not name.isprintable() or len(name) > 100:
+    if not name.isprintable() or len(name) > 100 or name != name.strip():
         raise UserError(
             f"runs.{name[:100]!r}: a run's name is a folder and a cell of tables, so it is at most "
-            "100 printable characters."
+            "100 printable characters, and no blank at either end."
         )
 
 
 def _check_places(comparison: Comparison) -> None:
     folder, checkpoint = comparison.folder, comparison.checkpoint
-    if not folder.strip() or "\0" in folder or Path(folder).is_file():
-        raise UserError(f"folder: {folder!r} can be no folder; give one for the comparison.")
+    try:
+        wrong = not folder.strip() or not folder.isprintable() or Path(folder).is_file()
+    except OSError:  # a name that is too long
+        wrong = True
+    if wrong:
+        shown = repr(folder if len(folder) <= 100 else folder[:100] + " …")
+        raise UserError(f"folder: {shown} can be no folder; give one for the comparison.")
     if Path(checkpoint).name != checkpoint or checkpoint in ("", ".", ".."):
         raise UserError(
             f"checkpoint: {checkpoint!r} is neither last nor a file in checkpoints/; give one such "

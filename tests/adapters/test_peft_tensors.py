@@ -49,7 +49,7 @@ def test_a_number_that_is_none_is_named(name: str, value: str, what: str, tmp_pa
         ({"A": torch.ones(1, 3)}, "lora_A of q with rank 1 and lora_B with rank 2; both must"),
         ({"A": torch.ones(0, 3), "B": torch.ones(4, 0)}, "with rank 0 and lora_B with rank 0"),
         ({"A": None}, "holds only lora_B of q"),
-        ({"A": None, "B": None}, "holds no lora_A and lora_B of any layer, so it is no adap"),
+        ({"A": None, "B": None}, "holds no lora_A and lora_B of any layer, so it is no LoRA"),
         ({"A": None, "B": None, "head": None}, "holds no lora_A and lora_B of any layer"),
         ({"h.w": torch.ones(1)}, "holds h.w, for which the model has no place, since the names"),
         ({"../../x\n": torch.ones(1)}, r"holds '../../x\\n', for which the model has no place"),

@@ -52,3 +52,9 @@ def test_a_grid_without_values_and_a_path_too_long_are_refused(tmp_path: Path) -
         expand(comparison(grid={"lora": {"p": []}}), tmp_path)
     with pytest.raises(FileNotFoundError, match="runs.lora: there is no file x{120} …, neither"):
         expand(comparison(runs={"lora": "x" * 5000}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_what_can_be_no_files_name_is_no_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="runs.a: there is no file"):
+        words_of(name, tmp_path, "runs.a")

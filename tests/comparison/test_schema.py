@@ -17,10 +17,18 @@ from lightning_peft.comparison.schema import Comparison, Match, Rates, check
         ({"match": Match(steps=1, tolerance=1.0)}, r"match.tolerance must lie in \[0, 1\)"),
         ({"rates": Rates([1.0], values_of={"a": [2.0, 2.0]})}, "rates.values_of.a must be diff"),
         ({"runs": {".a": {}}}, "runs..a: a run's name is a folder"),
-        ({"runs": {3: {}}}, "runs.3: a run's name is a text; write it in quotes"),
+        ({"runs": {3: {}}}, "runs: 3 is no name as it stands; write it in quotes"),
         ({"runs": {"a\n": {}}}, r"runs.'a\\n': a run's name is a folder and a cell of tables"),
         ({"runs": {"a" * 101: {}}}, "so it is at most 100 printable characters"),
         ({"folder": ""}, "folder: '' can be no folder"),
+        ({"folder": "x" * 5000}, "folder: 'x+ …' can be no folder"),
+        ({"grid": {"a": {3: [1]}}}, "grid.a: 3 is no name as it stands; write it in quotes"),
+        ({"runs": {"a": ["b.yaml", {None: 1}]}}, "runs.a: None is no name as it stands"),
+        ({"match": Match(steps=1, rank_of={True: "r"})}, "match.rank_of: True is no name"),  # type: ignore[dict-item]
+        ({"runs": {" a": {}}}, "runs.' a': a run's name is a folder .* no blank at either end"),
+        ({"also": None}, "also is null; give a value, or leave the key out"),
+        ({"rates": Rates([1.0], values_of=None)}, "rates.values_of is null"),  # type: ignore[arg-type]
+        ({"match": Match(steps=1, tolerance=None)}, "match.tolerance is null"),  # type: ignore[arg-type]
         ({"folder": __file__}, "folder: '.*test_schema.py' can be no folder"),
         ({"checkpoint": "../best.ckpt"}, "checkpoint: '../best.ckpt' is neither last nor a file"),
         ({"seeds": [-1]}, "seeds: -1 is no seed; those are 0 to 4294967295"),

@@ -35,7 +35,7 @@ def test_damaged_checkpoints_are_refused_or_what_they_were(bed: Bed) -> None:
     check(bed, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_hundred_damaged_checkpoints_are_refused_or_what_they_were(bed: Bed) -> None:
     check(bed, 400)
 

@@ -27,7 +27,7 @@ def test_some_mutants(tmp_path: Path, resolver: Resolver) -> None:
     check(0, 30, tmp_path, resolver)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_mutants(seed: int, tmp_path: Path, resolver: Resolver) -> None:
     check(seed, 300, tmp_path, resolver)

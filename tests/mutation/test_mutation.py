@@ -35,21 +35,21 @@ def check(module: ModuleType, outcomes: dict[str, str], least: int) -> None:
     assert sum(v == "fine" for v in outcomes.values()) >= least
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_a_damaged_adapter_is_refused_in_a_sentence_or_loaded_as_it_is(seed: int) -> None:
     module = mutator("adapters")
     outcomes = {f"{i} {m.what}": module.judge(m) for i, m in enumerate(module.mutants(seed, 120))}
     check(module, outcomes, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_damaged_adapters_are_refused_or_loaded_as_they_are() -> None:
     module = mutator("adapters")
     outcomes = {f"{i} {m.what}": module.judge(m) for i, m in enumerate(module.mutants(2, 1000))}
     check(module, outcomes, 80)
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [15, pytest.param(150, marks=pytest.mark.long)])
 def test_a_damaged_comparison_is_refused_in_a_sentence_or_planned_as_it_is(
     count: int, resolver: Resolver
 ) -> None:
