@@ -130,7 +130,7 @@ def test_what_does_not_belong_is_refused_and_not_called(
     "given",
     [
         {},
-        {"make": "SGD"},
+        {"make": "torch.optim.SGD"},
         {"make": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}},
         {"gates": [LINEAR, {"class_path": "torch.nn.Dropout"}]},
         {"gates": [LAYER]},  # whose activation is a function, by default
