@@ -43,7 +43,8 @@ def subclasses(base: type) -> dict[str, type]:
     found = {} if inspect.isabstract(base) else {base.__name__: base}
     sub: type
     for sub in base.__subclasses__():
-        found.update(subclasses(sub))
+        # Of two that share a name the one that was defined first: torch's SGD, not a package's.
+        found = {**subclasses(sub), **found}
     return {name: cls for name, cls in found.items() if not name.startswith("_")}
 
 

@@ -197,7 +197,10 @@ def test_the_random_stream_is_the_one_under_a_given_layout(llama, batches, tmp_p
     model = attached(probed, llama)
     prepare(probed, model, batches)
     after_probe = torch.rand(3)
-    probed.on_fit_start(SimpleNamespace(is_global_zero=True, log_dir=str(tmp_path)), None)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, log_dir=str(tmp_path), loggers=[None], fast_dev_run=False
+    )
+    probed.on_fit_start(trainer, None)  # type: ignore[arg-type]
     given = Small(lora_dropout=0.1, layout=str(tmp_path / "layout.json"))
     other = attached(given, llama)
     prepare(given, other, [])  # looks at nothing
