@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -45,9 +46,10 @@ class RunFolder:
                 "run without --ckpt_path."
             )
         if not shared:
-            self._lock.truncate(0)
-            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            self._lock.flush()
+            owner = f"process {os.getpid()} on {socket.gethostname()}\n"
+            with contextlib.suppress(OSError):  # a full disk, which a file that matters will tell
+                self._lock.truncate(0)
+                os.write(self._lock.fileno(), owner.encode())
 
     def release(self) -> None:
         """Let others work there."""

@@ -137,6 +137,10 @@ class ConversationDataModule(TextDataModule):
                     f"Question {number} of {path} is of the category {shown(question.category)}; "
                     f"known are {', '.join(TEMPERATURES)}."
                 )
+            if not all(question.turns):
+                raise UserError(
+                    f"Question {number} of {path} has an empty text among its 'turns'; write two."
+                )
             examples = tasks.setdefault(question.category, [])
             asked = {"question_id": number, "turns": list(question.turns)}
             chat = Chat((), open=question.turns[0])

@@ -241,6 +241,9 @@ def test_missing_data_and_questions_are_named(build: Any, folder: Path, tmp_path
     path.write_text(json.dumps({**QUESTIONS[0], "category": "cooking"}))
     with pytest.raises(ValueError, match=r"^Question 90 of .* is of the category 'cooking'; known"):
         build(folder, "test")
+    path.write_text(json.dumps({**QUESTIONS[0], "turns": ["", "and now?"]}))
+    with pytest.raises(ValueError, match=r"^Question 90 of .* has an empty text among its 'turns'"):
+        build(folder, "test")
 
 
 @pytest.mark.filterwarnings("ignore:.*(cut from the left|left out)")
