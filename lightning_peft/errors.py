@@ -83,13 +83,21 @@ def naming(path: str | Path) -> Iterator[None]:
             error.filename = os.fspath(path)
         raise
     except Exception as error:
-        number = _number_in(str(error))
+        number = _number_in(error)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
-def _number_in(text: str) -> int | None:
-    """The number of a system's error in a library's words: safetensors ends with `os error 28`."""
-    found = re.search(r"\(os error (\d+)\)", text)
-    return int(found[1]) if found else None
+def _number_in(error: BaseException | None) -> int | None:
+    """The number of the system's error behind a library's.
+
+    safetensors says it, ``(os error 28)``; torch raises another error while it handles the first.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(found[1])
+        error = error.__context__
+    return None
