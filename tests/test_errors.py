@@ -73,9 +73,13 @@ def test_a_librarys_words_for_a_full_disk_are_the_systems_error() -> None:
 
 def test_what_a_library_raises_after_the_systems_error_is_that_error() -> None:
     """As torch does, whose writer of archives is closed after the disk has refused a record."""
-    with pytest.raises(OSError, match="No space") as caught, naming("file"):
+
+    def save() -> None:
         try:
             raise OSError(errno.ENOSPC, "no space")
         except OSError:
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+    with pytest.raises(OSError, match="No space") as caught, naming("file"):
+        save()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "file")

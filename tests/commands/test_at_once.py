@@ -89,12 +89,12 @@ def test_two_resumes_at_once_are_one_run_and_a_refusal(base: Path, tmp_path: Pat
     pairs_of_resumes(base, tmp_path, pairs=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_pairs_of_fits_are_twenty_whole_runs(base: Path, tmp_path: Path) -> None:
     pairs_of_fits(base, tmp_path, pairs=10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_pairs_of_resumes_are_ten_refusals(base: Path, tmp_path: Path) -> None:
     pairs_of_resumes(base, tmp_path, pairs=10)
 

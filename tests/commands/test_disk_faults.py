@@ -110,14 +110,8 @@ def test_a_disk_that_refuses_some_writes_costs_no_run(
     refuse_each(base, tmp_path, disk, command, errno.ENOSPC, every=9)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(errno.ENOSPC, marks=pytest.mark.slow),
-        pytest.param(errno.EROFS, marks=pytest.mark.long),
-        pytest.param(errno.EIO, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_any_write_costs_no_run(
     base: Path, tmp_path: Path, disk: Disk, command: Command, number: int
 ) -> None:
