@@ -63,14 +63,14 @@ def test_a_merged_model_loads_by_itself(
 def test_a_checkpoint_whose_numbers_are_none_is_refused_naming_the_tensor(
     root: Path, tmp_path: Path, merges: tuple[str, ...], value: str
 ) -> None:
-    from lightning_peft.runs import find_last
+    from lightning_peft.runs import AtomicCheckpointIO, find_last
 
     path = tmp_path / "broken.ckpt"
     checkpoint = torch.load(find_last(root), weights_only=True)
     name = next(key for key in checkpoint["state_dict"] if key.endswith("q_proj.lora_B"))
     checkpoint["state_dict"][name].flatten()[0] = float(value)
-    del checkpoint["digest"]  # as who changes a checkpoint by hand has to
-    torch.save(checkpoint, path)
+    del checkpoint["digest"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)  # as who changes one by hand has to
     config = str(root / "version_0/config.yaml")
     words = ["--ckpt_path", str(path), "--config", config, "--output", str(tmp_path / "out")]
     said = f"broken.ckpt holds NaN or an infinite number in {name}: training had broken down"

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from lightning_peft.runs import find_restart
+from lightning_peft.runs import AtomicCheckpointIO, find_restart
 
 
 def save(path: Path, step: int) -> None:
     """A checkpoint as ours, but for its content."""
     adapter = {"strategy": "LoRA", "arguments": {}, "layers": [], "state": {}}
-    torch.save({"global_step": step, "state_dict": {}, "adapter": adapter}, path)
+    content = {"global_step": step, "state_dict": {}, "adapter": adapter}
+    AtomicCheckpointIO().save_checkpoint(content, path)
 
 
 def write_run(folder: Path, began: float, *steps: int) -> None:
