@@ -181,7 +181,7 @@ def test_a_run_killed_after_its_last_step_still_leaves_what_it_should(
     assert '"finished"' in record.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_twenty_killed_runs_resume_to_the_same_bits(tmp_path: Path, base: Path, name: str) -> None:
