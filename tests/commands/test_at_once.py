@@ -85,6 +85,7 @@ def test_two_fits_at_once_are_two_whole_runs(base: Path, tmp_path: Path) -> None
     pairs_of_fits(base, tmp_path, pairs=1)
 
 
+@pytest.mark.long  # the second may begin when the first has ended
 def test_two_resumes_at_once_are_one_run_and_a_refusal(base: Path, tmp_path: Path) -> None:
     pairs_of_resumes(base, tmp_path, pairs=1)
 
