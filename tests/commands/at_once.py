@@ -9,8 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Callback
 
 from lightning_peft.cli import main
+
+
+class Wait(Callback):
+    """Begins to train when a file is there, so that a test decides who meets whom.
+
+    Args:
+        file: Its path; after a minute without it the run fails.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_start(self, *args: Any) -> None:
+        until = time.monotonic() + 60
+        while not self.file.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
 
 def small_fit(base: Path, root: Path, **trainer: Any) -> dict[str, Any]:
@@ -73,3 +91,13 @@ def begin(words: list[Any], log: Path, at: float = 0.0) -> int:
 def end(child: int) -> int:
     """Wait for a process, and give its exit status."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def end_one(children: list[int]) -> tuple[int, int]:
+    """Wait until one of several processes ends: its place among them, and its exit status."""
+    while True:
+        for place, child in enumerate(children):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return place, os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
