@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,6 +25,29 @@ class MissingFile(UserError, FileNotFoundError):
     def __str__(self) -> str:
         """The sentence alone, without the error number of an ``OSError``."""
         return str(self.args[0])
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value that somebody gave, for a sentence: as Python writes it, cut where it is long.
+
+    Args:
+        value: Any.
+        most: Characters.
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def named(name: Any, most: int = 200) -> str:
+    """A name that somebody gave, for a sentence: bare where a reader sees where it ends.
+
+    Args:
+        name: A key, a field, a tensor's name.
+        most: Characters.
+    """
+    text = str(name)
+    plain = text.isprintable() and text == text.strip() and 0 < len(text) <= most
+    return text if plain else shown(name, most)
 
 
 _REMEDIES = {

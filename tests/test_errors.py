@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_peft.errors import MissingFile, UserError, naming, of_system
+from lightning_peft.errors import MissingFile, UserError, named, naming, of_system, shown
 
 
 def test_a_users_mistake_is_a_value_error() -> None:
@@ -83,3 +83,10 @@ def test_what_a_library_raises_after_the_systems_error_is_that_error() -> None:
     with pytest.raises(OSError, match="No space") as caught, naming("file"):
         save()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "file")
+
+
+def test_values_and_names_are_shown_in_one_short_line() -> None:
+    assert shown("a\n\x1b[31m") == r"'a\n\x1b[31m'"
+    assert shown("x" * 200) == "'" + "x" * 78 + "…"
+    assert (named("a.b"), named("a\n"), named(""), named(3)) == ("a.b", r"'a\n'", "''", "3")
+    assert (named(" grid"), named("x" * 300, 5)) == ("' grid'", "'xxx…")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,14 +42,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {shown(content)}, and not an object of keys and values.")
     return content
-
-
-def shown(value: Any, most: int = 80) -> str:
-    """A value of somebody's file, for one line of an error.
-
-    Args:
-        value: Any.
-        most: Characters.
-    """
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]} …"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.adapters.json_file import read_json, shown
-from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.adapters.json_file import read_json
+from lightning_peft.errors import MissingFile, UserError, shown
 from lightning_peft.patterns import Pattern
 
 CONFIG = "adapter_config.json"

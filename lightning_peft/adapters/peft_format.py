@@ -24,7 +24,7 @@ from lightning_peft.adapters.attach import adapter_layers, trained_modules
 from lightning_peft.adapters.finite import refuse_broken
 from lightning_peft.adapters.peft_config import CONFIG
 from lightning_peft.adapters.peft_tensors import PREFIX, WEIGHTS
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_atomically, write_text
 from lightning_peft.errors import UserError
 
 _TASK_TYPES = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
@@ -230,7 +230,5 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
     write_atomically(
         folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )
-    write_atomically(
-        folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
-    )
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     return folder

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import adapter_layers
-from lightning_peft.adapters.json_file import read_json, shown
+from lightning_peft.adapters.json_file import read_json
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.peft_config import (
     CONFIG,
@@ -25,8 +25,8 @@ from lightning_peft.adapters.peft_config import (
     read_config,
 )
 from lightning_peft.adapters.peft_targets import HEADS, saved_by, targets_of
-from lightning_peft.adapters.peft_tensors import WEIGHTS, Tensors, as_stored, named, read_tensors
-from lightning_peft.errors import UserError
+from lightning_peft.adapters.peft_tensors import WEIGHTS, Tensors, as_stored, read_tensors
+from lightning_peft.errors import UserError, named, shown
 from lightning_peft.patterns import Pattern
 
 

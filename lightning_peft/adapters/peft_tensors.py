@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_peft.adapters.finite import broken
-from lightning_peft.adapters.json_file import shown
-from lightning_peft.errors import MissingFile, UserError
+from lightning_peft.errors import MissingFile, UserError, named
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -35,15 +34,6 @@ class Tensors:
     path: Path
     pairs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
-
-
-def named(key: str) -> str:
-    """A tensor's name for one line of an error: as it is, unless it is long or unprintable.
-
-    Args:
-        key: The name.
-    """
-    return key if key.isprintable() and key and len(key) <= 200 else shown(key, 200)
 
 
 def read_tensors(folder: Path) -> Tensors:

@@ -18,6 +18,7 @@ from lightning_peft.comparison.outcomes import Outcomes
 from lightning_peft.comparison.plan import Job, Plan
 from lightning_peft.comparison.worker import RESULT, Task, read_result, work, write_result
 from lightning_peft.errors import UserError
+from lightning_peft.settings.resume import differences
 from lightning_peft.settings.tree import read_file
 
 
@@ -138,21 +139,11 @@ def _check_settings(plan: Plan) -> None:
         if not path.is_file():
             continue
         old, new = read_file(str(path), Path()), plan.settings_of(job)
-        differing = next(_differences(old, new, ""), None)
-        if differing:
+        if change := next(differences(old, new), None):
             raise UserError(
-                f"folder: {plan.folder} holds {job.label} with {differing}; give another folder, "
-                "or remove that one."
+                f"folder: {plan.folder} holds {job.label} with {change['key']} = {change['old']}, "
+                f"which is {change['new']} now; give another folder, or remove that one."
             )
-
-
-def _differences(old: Any, new: Any, key: str) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in {**old, **new}:
-            short = key if name == "init_args" else f"{key}.{name}".lstrip(".")
-            yield from _differences(old.get(name), new.get(name), short)
-    elif old != new:
-        yield f"{key} = {old}, which is {new} now"
 
 
 def _forget_failures(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 from lightning_peft.comparison.outcomes import Outcomes
 from lightning_peft.comparison.rows import MEASURED, Row, make_rows
 
@@ -39,7 +39,7 @@ def write_table(outcomes: Outcomes, folder: Path) -> str:
         "seeds.csv": _csv(*_seeds(outcomes)),
     }
     for name, text in files.items():
-        write_atomically(folder / name, lambda part, text=text: part.write_text(text))  # type: ignore[misc]
+        write_text(folder / name, text)
     return markdown
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 
 RESULT = "result.json"
 
@@ -78,7 +78,7 @@ def _fit_and_test(task: Task) -> None:
     settings = task.folder / "settings.yaml"
     if read_result(task.folder).get("status") != "fitted":
         text = yaml.safe_dump(task.settings, sort_keys=False)
-        write_atomically(settings, lambda part: part.write_text(text))
+        write_text(settings, text)
         words = ["fit", "--config", str(settings)]
         try:
             find_last(task.folder)
@@ -106,7 +106,7 @@ def write_result(folder: Path, status: str, reason: str = "") -> None:
         reason: Of a failure.
     """
     text = json.dumps({"status": status, **({"reason": reason} if reason else {})}) + "\n"
-    write_atomically(folder / RESULT, lambda part: part.write_text(text))
+    write_text(folder / RESULT, text)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -29,10 +29,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_peft.datamodules.base import TextDataModule
 from lightning_peft.datamodules.loading.arguments import known
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.fields import shown, text_if_any
+from lightning_peft.datamodules.loading.fields import text_if_any
 from lightning_peft.datamodules.loading.records import RecordFiles
 from lightning_peft.datamodules.protocols import INSTRUCTION, PREAMBLE, Protocol, indented
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 
 LABELS = {
     "boolq": ("true", "false"),

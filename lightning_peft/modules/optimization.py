@@ -8,12 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import Optimizer
@@ -45,20 +39,19 @@ def with_schedule(optimizer: Optimizer, name: str, warmup: float, steps: float) 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-# Callbacks of Lightning's that change what a run is, behind its settings and its checkpoints.
-_REFUSED: dict[type, str] = {
-    WeightAveraging: (
-        "averages a copy of the whole model, whose ranks would not follow, and no checkpoint or "
-        "export would hold the averages"
-    ),
-    StochasticWeightAveraging: (
-        "averages a copy of the whole model, whose ranks would not follow, and no checkpoint or "
-        "export would hold the averages"
-    ),
-    LearningRateFinder: (
+# Callbacks of Lightning's that change what a run is, behind its settings and its checkpoints; by
+# name, since not every supported release has them all.
+_AVERAGES = (
+    "averages a copy of the whole model, whose ranks would not follow, and no checkpoint or export "
+    "would hold the averages"
+)
+_REFUSED = {
+    "WeightAveraging": _AVERAGES,
+    "StochasticWeightAveraging": _AVERAGES,
+    "LearningRateFinder": (
         "sets a rate that no setting says; try rates by lightning-peft compare (key rates)"
     ),
-    BatchSizeFinder: "sets a size that no setting says; give data.batch_size",
+    "BatchSizeFinder": "sets a size that no setting says; give data.batch_size",
 }
 
 
@@ -72,10 +65,9 @@ def check_callbacks(trainer: Trainer) -> None:
         UserError: Naming the callback.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for kind, reason in _REFUSED.items():
-            if isinstance(callback, kind):
-                name = type(callback).__name__
-                raise UserError(f"trainer.callbacks: {name} {reason}; leave {name} out.")
+        kinds = [kind.__name__ for kind in type(callback).__mro__]
+        if reason := next((_REFUSED[kind] for kind in kinds if kind in _REFUSED), None):
+            raise UserError(f"trainer.callbacks: {kinds[0]} {reason}; leave {kinds[0]} out.")
 
 
 def check_training(optimizer: OptimizerCallable, lr_scheduler_type: str, trainer: Trainer) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 from lightning_peft.errors import MissingFile, UserError
 from lightning_peft.reports.curves import save_curves
 from lightning_peft.reports.pictures import save_importance
@@ -55,7 +55,7 @@ def report(folder: Path) -> str:
     else:
         parts.append("No importance.csv: the callback LayerImportance was not among the trainer's.")
     text = "\n\n".join(part for part in parts if part) + "\n"
-    write_atomically(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / "report.md", text)
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -15,14 +16,26 @@ from lightning_peft.runs.folders import folder_of, versions
 def find_last(root: str | Path) -> Path:
     """The newest checkpoint that training can go on from, of the newest run that has any.
 
-    One that is damaged, or no checkpoint of ours, is named in a warning, and the one before it
-    serves.
-
     Args:
         root: The trainer's ``default_root_dir``, or a run's own folder.
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        MissingFile: If there is none.
+    """
+    return newest(root)[0]
+
+
+def newest(root: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The path of the newest checkpoint that training can go on from, and what it holds.
+
+    One that is damaged, or no checkpoint of ours, is named in a warning, and the one before it
+    serves.
+
+    Args:
+        root: The trainer's ``default_root_dir``, or a run's own folder.
 
     Raises:
         MissingFile: If there is none.
@@ -33,11 +46,9 @@ def find_last(root: str | Path) -> Path:
         files = sorted(folder.glob("checkpoints/*.ckpt"), key=_age, reverse=True)
         for path in files:
             try:
-                check_checkpoint(read_checkpoint(path), path)
+                return path, check_checkpoint(read_checkpoint(path), path)
             except (ValueError, OSError) as error:
                 rank_zero_warn(str(error))
-                continue
-            return path
     raise MissingFile(f"ckpt_path: last was given, but no run under {root} has a checkpoint.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_peft.errors import MissingFile
 from lightning_peft.runs.checkpoints import check_checkpoint, read_checkpoint
-from lightning_peft.runs.finding import find_last, find_restart
+from lightning_peft.runs.finding import find_restart, newest
 from lightning_peft.runs.folders import (
     RunFolder,
     belongs_to_run,
@@ -27,11 +27,13 @@ class Place:
     Attributes:
         folder: Where its files go; nothing is written there by ``validate`` and a trial.
         checkpoint: What it takes its weights from, if anything.
+        settings: Under which that was trained; None where only Python's words said them.
         held: The folder as this process holds it; None in others than the first of a job.
     """
 
     folder: Path
     checkpoint: Path | None = None
+    settings: dict[str, Any] | None = None
     held: RunFolder | None = None
 
     def give_up(self) -> None:
@@ -63,35 +65,39 @@ def find_place(command: str, root: str | Path, given: str | None, trial: bool = 
         OSError: If a folder cannot be made.
     """
     fits, writes = command == "fit", command != "validate" and not trial
-    path = _checkpoint(given, root)
-    if fits:
-        path = find_restart(root, path)
+    path, settings = _checkpoint(given, root)
+    again = find_restart(root, path) if fits else path
+    if again is not None and again != path:
+        path, settings = _checkpoint(str(again), root)
     first = writes and is_first_process()
     if path is not None and (fits or belongs_to_run(path)):
-        before = _files(path)
-        held = RunFolder(folder_of(path), shared=not fits) if first else None
+        folder, before = folder_of(path), _files(path)
+        held = RunFolder(folder, shared=not fits) if first else None
         if given == "last" and _files(path) != before:  # its process has ended meanwhile
-            path = find_last(folder_of(path))
-        return Place(folder_of(path), path, held)
+            path, settings = _checkpoint("last", folder)
+        return Place(folder, path, settings, held)
     cut_off = None if fits else interrupted_test(root)
     if not first:
-        return Place(cut_off or next_folder(root), path)
+        return Place(cut_off or next_folder(root), path, settings)
     held = RunFolder(cut_off) if cut_off else claim_folder(root)
-    return Place(held.path, path, held)
+    return Place(held.path, path, settings, held)
 
 
-def _checkpoint(given: str | None, root: str | Path) -> Path | None:
-    """The checkpoint that a command names, if it can be taken."""
+def _checkpoint(given: str | None, root: str | Path) -> tuple[Path | None, Any]:
+    """The checkpoint that a command names, if it can be taken, and the settings in it.
+
+    It is read here, so that a damaged one is told before a large model is loaded.
+    """
     if not given:
-        return None
+        return None, None
     if given == "last":
-        return find_last(root)
-    path = Path(given)
-    if not path.is_file():
-        raise MissingFile(f"ckpt_path: {path} does not exist.")
-    # Says that it is damaged before a large model is loaded.
-    check_checkpoint(read_checkpoint(path), path)
-    return path
+        path, content = newest(root)
+    else:
+        path = Path(given)
+        if not path.is_file():
+            raise MissingFile(f"ckpt_path: {path} does not exist.")
+        content = check_checkpoint(read_checkpoint(path), path)
+    return path, content.get("settings")
 
 
 def _files(path: Path) -> list[tuple[str, Any]]:

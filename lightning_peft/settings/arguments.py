@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 from lightning_peft.settings.names import shown_names
 from lightning_peft.settings.reading import MODE
 
@@ -152,8 +152,7 @@ def show(value: Any) -> str:
     """A value as YAML would write it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:76]} ..."
+    return shown(value)
 
 
 def choose(bases: list[type]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import yaml
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, named
 from lightning_peft.settings.arguments import (
     arguments_of,
     bases_of,
@@ -50,7 +50,7 @@ class Check:
         for name, value in values.items():
             if name not in inside:
                 hint = hint_at(str(name), inside, key)
-                raise UserError(f"{key}{name if name != '' else repr(name)} is unknown; {hint}")
+                raise UserError(f"{key}{named(name)} is unknown; {hint}")
             if any(d.startswith(f"{dest}{name}.") for d in actions):
                 if isinstance(value, str):
                     of_file = self._is_file(value)
@@ -124,7 +124,7 @@ class Check:
         for argument in given:
             if argument not in {dest.split(".")[0] for dest in known}:
                 hint = hint_at(str(argument), known, f"{key}.")
-                raise UserError(f"{key}.{argument} is no argument of {cls.__name__}; {hint}")
+                raise UserError(f"{key}.{named(argument)} is no argument of {cls.__name__}; {hint}")
         self.group(known, given, "", f"{key}.")
 
     def _is_file(self, value: str) -> bool:

@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -27,7 +26,6 @@ from lightning_peft.runs import (
     AtomicCheckpointIO,
     RunLogger,
     find_place,
-    read_checkpoint,
     run_folder,
 )
 from lightning_peft.settings.keys import refusals_by_class, refusals_of, sentence
@@ -106,20 +104,14 @@ class PeftCLI(LightningCLI):
         root, trial = config.trainer.default_root_dir or "runs", bool(config.trainer.fast_dev_run)
         self.place = find_place(self.subcommand, root, config.get("ckpt_path"), trial)
         self.changes: list[Change] = []
-        if self.subcommand == "fit" and self.place.checkpoint is not None:
+        if self.subcommand == "fit" and self.place.settings is not None:
             try:
-                self._compare(self.place.checkpoint, bool(config.resume_with_changes))
+                given = plain(self._parser("fit"), config)
+                changes = list(differences(self.place.settings, given))
+                check_changes(changes, bool(config.resume_with_changes))
             except BaseException:
                 self.place.give_up()
                 raise
-
-    def _compare(self, checkpoint: Path, allowed: bool) -> None:
-        """Compare a resumed run's settings with those of its checkpoint."""
-        begun = read_checkpoint(checkpoint).get("settings")  # none where Python has written it
-        if begun is not None:
-            given = plain(self._parser("fit"), self.config["fit"])
-            changes = list(differences(begun, given))
-            check_changes(changes, allowed)
             self.changes = [change for change in changes if is_recorded(change)]
 
     def _add_instantiators(self) -> None:
@@ -245,7 +237,6 @@ def make_cli(words: list[str], cli: type[PeftCLI] | None = None) -> PeftCLI:
         subclass_mode_data=True,
         parser_class=FriendlyParser,
         save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         trainer_defaults={

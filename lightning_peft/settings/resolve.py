@@ -10,9 +10,9 @@ import yaml
 
 from lightning_peft.errors import UserError
 from lightning_peft.settings.arguments import show
-from lightning_peft.settings.cli import PeftCLI, make_cli
+from lightning_peft.settings.cli import PeftCLI, make_cli, plain
 from lightning_peft.settings.diagnosis import shorten
-from lightning_peft.settings.parser import make_data, make_module, older_names
+from lightning_peft.settings.parser import make_data, make_module
 from lightning_peft.settings.reading import read_yaml
 from lightning_peft.settings.tree import assign
 
@@ -70,12 +70,10 @@ class Resolver:
         config = parsed["fit"].clone()
         config.pop("config", None)
         try:
-            with older_names():
-                text = self._cli._parser("fit").dump(config, skip_none=False)
+            return plain(self._cli._parser("fit"), config)
         except (TypeError, ValueError) as error:
             reason = shorten(str(error))
             raise UserError(f"the configuration cannot be written to a file: {reason}") from error
-        return yaml.safe_load(text)
 
     def module(self, tree: dict[str, Any]) -> Any:
         """The module of a configuration, its model not loaded.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_peft.adapters.json_file import read_json, shown
+from lightning_peft.adapters.json_file import read_json
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,3 @@ def test_an_object_is_read(tmp_path: Path) -> None:
     assert read_json(path) == {"r": 1, "a": {"r": 2}}
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_json(tmp_path / "no.json")
-
-
-def test_values_are_shown_in_one_short_line() -> None:
-    assert shown("a\n\x1b[31m") == r"'a\n\x1b[31m'"
-    assert shown("x" * 200) == "'" + "x" * 79 + " …"

@@ -32,7 +32,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_peft.atomic import write_atomically
+from lightning_peft.atomic import write_text
 from lightning_peft.datamodules.base import TextDataModule, before_response
 from lightning_peft.datamodules.conversation.mt_bench import (
     TEMPERATURES,
@@ -42,11 +42,11 @@ from lightning_peft.datamodules.conversation.mt_bench import (
 from lightning_peft.datamodules.loading.batches import PromptDataset
 from lightning_peft.datamodules.loading.chats import Chat, read_chat
 from lightning_peft.datamodules.loading.examples import Example
-from lightning_peft.datamodules.loading.fields import filled, shown
+from lightning_peft.datamodules.loading.fields import filled
 from lightning_peft.datamodules.loading.files import is_file
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.protocols import Protocol
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -198,7 +198,7 @@ class ConversationDataModule(TextDataModule):
         )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         path = folder / "mt_bench.jsonl"
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(path, text)
 
     def _model_name(self) -> str:
         module: Any = getattr(self.trainer, "lightning_module", None)

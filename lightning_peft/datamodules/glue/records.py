@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.datamodules.glue.tasks import QQP, TASKS, spelled
-from lightning_peft.datamodules.loading.fields import listed, number_of, shown
+from lightning_peft.datamodules.loading.fields import listed, number_of
 from lightning_peft.datamodules.loading.files import is_folder, listing, read_file, reason
 from lightning_peft.datamodules.loading.labelled import Labelled
 from lightning_peft.datamodules.loading.records import Source
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 
 HUB = "nyu-mll/glue"
 ENDINGS = (".tsv", ".jsonl", ".parquet", "-*.parquet")

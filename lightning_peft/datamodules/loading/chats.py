@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_peft.datamodules.loading.fields import filled, is_list, no_text, shown
-from lightning_peft.errors import UserError
+from lightning_peft.datamodules.loading.fields import filled, is_list, no_text
+from lightning_peft.errors import UserError, shown
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, named
 
 MOST_NAMES = 20
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
@@ -88,18 +88,13 @@ def no_list(field: str, value: Any, what: str) -> str:
 def listed(names: Iterable[Any]) -> str:
     """List names that stand in a file, in a line, and not thousands of them."""
     names = list(map(str, names))
-    shown = [_cut(name if name.isprintable() else repr(name)) for name in names[:MOST_NAMES]]
-    return ", ".join([*shown, *(["…"] if names[MOST_NAMES:] else [])])
+    some = [named(name, 40) for name in names[:MOST_NAMES]]
+    return ", ".join([*some, *(["…"] if names[MOST_NAMES:] else [])])
 
 
 def filled(record: Mapping[str, Any]) -> str:
     """List the fields of a record that hold something."""
     return listed(field for field, value in record.items() if value is not None)
-
-
-def shown(value: Any) -> str:
-    """Write a value as Python does, and not thousands of characters of it."""
-    return _cut(repr(value), 80)
 
 
 def first_line(error: Exception) -> str:

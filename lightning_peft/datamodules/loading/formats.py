@@ -23,7 +23,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.datamodules.loading.fields import first_line, shown
+from lightning_peft.datamodules.loading.fields import first_line
+from lightning_peft.errors import shown
 
 COMPRESSED = {
     b"\x1f\x8b": "gzip",

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from lightning_peft.datamodules.loading.batches import fingerprint, pad
-from lightning_peft.datamodules.loading.fields import no_text, number_of, shown
-from lightning_peft.errors import UserError
+from lightning_peft.datamodules.loading.fields import no_text, number_of
+from lightning_peft.errors import UserError, shown
 
 if TYPE_CHECKING:
     import datasets

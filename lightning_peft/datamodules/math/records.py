@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_peft.datamodules.loading.fields import shown
 from lightning_peft.datamodules.loading.records import Source
 from lightning_peft.datamodules.math.answers import MARKER, boxed, gsm8k_gold, same_number
-from lightning_peft.errors import UserError
+from lightning_peft.errors import UserError, shown
 
 
 def _source(folder: str, split: str, hub: str, *texts: str, config: str | None = None) -> Source:
