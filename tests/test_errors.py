@@ -90,3 +90,8 @@ def test_values_and_names_are_shown_in_one_short_line() -> None:
     assert shown("x" * 200) == "'" + "x" * 78 + "…"
     assert (named("a.b"), named("a\n"), named(""), named(3)) == ("a.b", r"'a\n'", "''", "3")
     assert (named(" grid"), named("x" * 300, 5)) == ("' grid'", "'xxx…")
+
+
+def test_a_sentence_is_one_printable_line() -> None:
+    for kind in (UserError, MissingFile):
+        assert str(kind("runs.a\tb\x1b[31m: né")) == r"runs.a\tb\x1b[31m: né"

@@ -1,20 +1,33 @@
-"""The embedded model: a real LLaMA of about a million parameters, for any machine."""
+"""Base models that need no hub: an embedded one, those in wheels, and llama.cpp's files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_peft.assets.gguf import converted
+from lightning_peft.assets.wheels import WHEELS
+
 TINY_LLAMA = Path(__file__).parent / "tiny_llama"
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder of the embedded model for its name ``tiny_llama``, and any other name as it is.
+    """What ``from_pretrained`` takes for a model's name.
 
     Args:
-        name_or_path: As the user gave it.
+        name_or_path: ``tiny_llama`` (embedded), ``smollm2`` or ``minilm`` (each in a wheel of its
+            own), a ``.gguf`` file, or any other name.
 
     Returns:
-        What ``from_pretrained`` takes.
+        A folder; any other name, and the name of a folder that is there, as it is. A ``.gguf`` file
+        is converted once, into a cache (:func:`~lightning_peft.assets.gguf.converted`).
+
+    Raises:
+        UserError: If a wheel is not installed or lacks its model, or a file cannot be converted.
     """
-    embedded = name_or_path == TINY_LLAMA.name and not Path(name_or_path).exists()
-    return str(TINY_LLAMA) if embedded else name_or_path
+    if Path(name_or_path).is_dir():
+        return name_or_path
+    if name_or_path == TINY_LLAMA.name:
+        return str(TINY_LLAMA)
+    wheel = WHEELS.get(name_or_path)
+    name = str(wheel.find(name_or_path)) if wheel else name_or_path
+    return str(converted(Path(name))) if name.endswith(".gguf") else name

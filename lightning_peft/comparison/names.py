@@ -87,7 +87,9 @@ def _of_validation(module: Any, data: Any) -> tuple[str, ...] | None:
     if type(module).on_validation_epoch_end is not ours.on_validation_epoch_end:
         return None
     metrics = [f"val_{name}" for name in data.metric_names]
-    sets = data.test_tasks if len(data.test_tasks) > 1 else ()
+    # Records that are split off the training set are one set.
+    several = len(data.test_tasks) > 1 and not getattr(data, "val_size", 0)
+    sets = data.test_tasks if several else ()
     by_set = [f"{metric}_{name}" for name in sets for metric in metrics]
     return ("val_score", "val_loss", *metrics, *by_set)
 

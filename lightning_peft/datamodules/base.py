@@ -37,12 +37,13 @@ that are compared with references.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_peft.datamodules.loading.arguments import at_least, known
@@ -171,6 +172,20 @@ class TextDataModule(TokenizedDataModule):
             The batch of next prompts, or None where the answers are complete.
         """
         return None
+
+    def reference_batches(
+        self, batch: Mapping[str, Any]
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Make batches of a test batch's prompts, each with the texts that would be right.
+
+        Args:
+            batch: Of prompts.
+
+        Yields:
+            The record of each row, by its place in ``batch``, and the rows as training has them;
+            nothing where a task has no such texts. A test then gives a loss per token.
+        """
+        yield from ()
 
     def write_answers(self, folder: Path, predictions: Mapping[str, Sequence[Any]]) -> None:
         """Write a test's answers once more, in a form that others read.

@@ -17,6 +17,7 @@ from lightning_peft.datamodules.loading.samplers import fixed_sample
 from lightning_peft.datamodules.loading.tokenized import TokenizedDataModule
 from lightning_peft.datamodules.metrics.labels import make_metrics
 from lightning_peft.datamodules.protocols import PairProtocol
+from lightning_peft.errors import UserError
 
 
 class LabelledDataModule(TokenizedDataModule):
@@ -37,6 +38,8 @@ class LabelledDataModule(TokenizedDataModule):
         data_dir: Folder or hub name of the data; what exactly, the task says.
         max_length: Limit in tokens, special ones included. A byte-level tokenizer needs about four
             times what others do.
+        val_size: Training records that are left out and validated on, so that what is tested
+            chooses nothing; 0 validates on what is tested.
         **kwargs: The arguments of `TokenizedDataModule`.
 
     Attributes:
@@ -53,8 +56,10 @@ class LabelledDataModule(TokenizedDataModule):
     pair_names: tuple[str, str] | None = None
     protocol_name = "pairs"
 
-    def __init__(self, data_dir: str | None, max_length: int = 512, **kwargs: Any) -> None:
-        super().__init__(data_dir=data_dir, **kwargs)
+    def __init__(
+        self, data_dir: str | None, max_length: int = 512, val_size: int = 0, **kwargs: Any
+    ) -> None:
+        super().__init__(data_dir=data_dir, val_size=val_size, **kwargs)
         self.max_length = at_least(8, "max_length", max_length)
         self.protocol: PairProtocol | None = None
         self.val_sets: list[str] = []
@@ -89,15 +94,20 @@ class LabelledDataModule(TokenizedDataModule):
 
     def score_names(self, task: str) -> tuple[str, ...]:
         """Name the metrics of a set's predictions."""
-        return self.metric_names
+        return (*self.metric_names, "loss")
 
     def score(self, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Score a set's predictions: metrics by name, the one to select by first."""
+        """Score a set's predictions: metrics by name, the one to select by first.
+
+        Last comes ``loss``, the mean cross-entropy or squared error.
+        """
         metrics = self.metrics()
         columns = [[self._number(row[key]) for row in rows] for key in ("output", "expected")]
         metrics.update(*map(torch.tensor, columns))
         values = metrics.compute()
-        return {name: float(values[name]) for name in self.metric_names}
+        scores = {name: float(values[name]) for name in self.metric_names}
+        losses = [row["loss"] for row in rows if "loss" in row]
+        return {**scores, "loss": sum(losses) / len(losses)} if losses else scores
 
     def write_answers(self, folder: Path, predictions: Mapping[str, Sequence[Any]]) -> None:
         """Nothing: predictions have no further form."""
@@ -112,14 +122,31 @@ class LabelledDataModule(TokenizedDataModule):
     # Data sets ------------------------------------------------------------------------------------
 
     def training_sets(self) -> tuple[LabelledDataset, LabelledDataset]:
-        """Make the training set, and one validation set of all that is held out."""
-        train, held_out = self.train_records(), self.held_out_records()
+        """Make the training set, and one validation set of all that it is validated on."""
+        train = list(self.train_records())
+        if self.val_size:
+            train, held_out = self._split(train)
+        else:
+            held_out = self.held_out_records()
         self.val_sets = list(held_out)
         rows = [(n, record) for n, records in enumerate(held_out.values()) for record in records]
         rows = [rows[i] for i in fixed_sample(len(rows), self.limits["val"])]
         numbers, val = [n for n, _ in rows], [record for _, record in rows]
         train = [train[i] for i in fixed_sample(len(train), self.limits["train"])]
         return self._encoded("train", train), self._encoded("val", val, sets=numbers)
+
+    def _split(
+        self, records: list[Labelled]
+    ) -> tuple[list[Labelled], Mapping[str, Sequence[Labelled]]]:
+        """Take ``val_size`` records, the same for every seed, out of those for training."""
+        if self.val_size >= len(records):
+            raise UserError(
+                f"data.val_size is {self.val_size}, which leaves nothing of the {len(records)} "
+                "training records; lower it."
+            )
+        chosen = set(fixed_sample(len(records), self.val_size))
+        left = [record for i, record in enumerate(records) if i not in chosen]
+        return left, {"train": [records[i] for i in sorted(chosen)]}
 
     def test_sets(self) -> dict[str, LabelledDataset]:
         """Make the test sets."""

@@ -81,6 +81,18 @@ def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return output.logits.float(), labels[:, positions]
 
 
+def row_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Each row's sum of the loss over its targets, and their count, (batch,) each.
+
+    Args:
+        model: A causal language model of transformers.
+        batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens); not packed.
+    """
+    logits, targets = target_logits(model, batch)
+    losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return losses.sum(1), (targets != -100).sum(1)
+
+
 def whole_batch(batch: Any, config: Any) -> dict[str, Any]:
     """A batch of anybody's loader as a model and its loss read it.
 

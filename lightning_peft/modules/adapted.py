@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ class AdaptedModule(LightningModule):
 
     Args:
         model_name_or_path: A folder or a hub name that ``from_pretrained`` takes, or
-            ``tiny_llama``, the embedded model.
+            ``tiny_llama``, the embedded model; ``smollm2`` or ``minilm``, pretrained ones that come
+            as packages (extras of these names); or a ``.gguf`` file.
         adapter: The strategy; a fresh :class:`LoRA` when None.
         optimizer: Makes the optimizer from parameters.
         lr_scheduler_type: A name that ``transformers.get_scheduler`` knows, stepped at every
@@ -78,7 +79,7 @@ class AdaptedModule(LightningModule):
         peft_path: str | None = None,
     ) -> None:
         super().__init__()
-        self.model_name_or_path = resolve_model(model_name_or_path)
+        self._model = model_name_or_path
         self.adapter = adapter if adapter is not None else LoRA()
         self.make_optimizer = optimizer
         self.lr_scheduler_type = lr_scheduler_type
@@ -99,6 +100,16 @@ class AdaptedModule(LightningModule):
         # Called with the process' number before the first batch, once all set-up has drawn.
         self._begin_random: Callable[[int], None] | None = offset_random_state
         self._window = Window()
+
+    @cached_property
+    def model_name_or_path(self) -> str:
+        """What ``from_pretrained`` takes: a folder, or a hub name.
+
+        Raises:
+            UserError: See :func:`~lightning_peft.assets.resolve_model`, which is called when this
+                is first asked for: it may convert a file for a minute.
+        """
+        return resolve_model(self._model)
 
     # What a kind of model says.
 

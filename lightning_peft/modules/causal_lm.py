@@ -15,6 +15,7 @@ from lightning_peft.models.loading import load_causal_lm
 from lightning_peft.models.loss import TargetLoss, target_logits, token_loss
 from lightning_peft.models.sharded_loading import LoadsWhole, stored_causal_lm
 from lightning_peft.modules.answering import AnsweringModule
+from lightning_peft.modules.likelihood import reference_losses
 from lightning_peft.modules.predictions import PredictionWriter
 from lightning_peft.modules.window import Batch
 
@@ -92,9 +93,16 @@ class CausalLMModule(AnsweringModule):
             turns.append(generate(self.model, asked, data.decoding(batch["task"]), data.encoder))
             follow_up = data.follow_up(asked, turns[-1])
             if follow_up is None:
-                writer.write(asked, turns)
+                writer.write(asked, turns, self._reference_losses(asked))
             asked = follow_up
         return [output for turn in turns for output in turn]
+
+    def _reference_losses(self, asked: Batch) -> list[dict[str, float | int]] | None:
+        """What the loss per token is made of; None where a task has no references."""
+        find = getattr(self.data_module(), "reference_batches", None)
+        batches = list(find(asked)) if find is not None else []
+        records = len(asked["index"])
+        return reference_losses(self.model, batches, records, self.device) if batches else None
 
     def named_scores(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """By task, and metric where there are several; and the average of the tasks' first."""

@@ -155,15 +155,17 @@ class SequenceClassificationModule(AnsweringModule):
             return []
         outputs, data = self._outputs(asked), self.data_module()
         shares = outputs.softmax(-1).amax(-1) if outputs.shape[1] > 1 else outputs[:, 0]
-        columns = (_predicted(outputs), asked["labels"], shares)
+        losses = _losses(outputs, asked["labels"])
+        columns = (_predicted(outputs), asked["labels"], shares, losses)
         rows = [
             {
                 "index": index,
                 "output": data.label_text(found),
                 "expected": data.label_text(label),
                 "score": round(share, 6),
+                "loss": loss,
             }
-            for index, found, label, share in zip(
+            for index, found, label, share, loss in zip(
                 asked["index"], *(column.tolist() for column in columns), strict=True
             )
         ]
@@ -182,11 +184,15 @@ def _given(batch: Batch, name: str) -> Tensor:
 
 
 def _label_loss(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if labels.is_floating_point():
-        total = F.mse_loss(outputs[:, 0], labels, reduction="sum")
-    else:
-        total = F.cross_entropy(outputs, labels, reduction="sum")
+    total = _losses(outputs, labels, "sum")
     return total, torch.tensor(len(labels), device=outputs.device)
+
+
+def _losses(outputs: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+    """Cross-entropies of classes, squared errors of scores."""
+    if labels.is_floating_point():
+        return F.mse_loss(outputs[:, 0], labels, reduction=reduction)
+    return F.cross_entropy(outputs, labels, reduction=reduction)
 
 
 def _predicted(outputs: Tensor) -> Tensor:

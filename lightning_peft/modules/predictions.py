@@ -95,19 +95,26 @@ class PredictionWriter:
             return batch
         return {key: _selected(value, left) for key, value in batch.items()} if left else None
 
-    def write(self, batch: Row, turns: Sequence[Sequence[str]]) -> None:
+    def write(
+        self,
+        batch: Row,
+        turns: Sequence[Sequence[str]],
+        measured: Sequence[Row] | None = None,
+    ) -> None:
         """Judge and write a batch's answers.
 
         Args:
             batch: With ``task``, and lists ``index``, ``prompt`` and ``expected``.
             turns: The generated texts, for each turn those of all records.
+            measured: What else is known of each record.
         """
         task, rows = batch["task"], []
         for i, index in enumerate(batch["index"]):
             texts = [turn[i] for turn in turns]
             output = texts if len(texts) > 1 else texts[0]
             prompt, expected = batch["prompt"][i], batch["expected"][i]
-            rows.append({"index": index, "prompt": prompt, "output": output, "expected": expected})
+            row = {"index": index, "prompt": prompt, "output": output, "expected": expected}
+            rows.append({**row, **(measured[i] if measured else {})})
         self.add(task, rows)
 
     def add(self, task: str, rows: list[Row]) -> None:

@@ -157,7 +157,10 @@ def kill_and_compare(tmp_path: Path, base: Path, name: str, kills: int, seed: in
             assert rows(folder / table) == rows(whole.parent / "runs/version_0" / table), table
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "DropLoRA" else pytest.param(n, marks=pytest.mark.slow) for n in STRATEGIES],
+)
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, base: Path, name: str) -> None:
     kill_and_compare(tmp_path, base, name, kills=2, seed=0)
 

@@ -60,12 +60,12 @@ def test_a_text_task_is_judged_by_the_average_of_its_tasks(
 @pytest.mark.parametrize(
     ("task", "test", "by_set"),
     [
-        ("rte", ["test/rte/accuracy"], []),
-        ("cola", ["test/cola/matthews", "test/cola/accuracy"], []),
-        ("stsb", ["test/stsb/spearman", "test/stsb/pearson"], []),
+        ("rte", ["test/rte/accuracy", "test/rte/loss"], []),
+        ("cola", ["test/cola/matthews", "test/cola/accuracy", "test/cola/loss"], []),
+        ("stsb", ["test/stsb/spearman", "test/stsb/pearson", "test/stsb/loss"], []),
         (
             "mnli",
-            ["test/mnli_matched/accuracy", "test/mnli_mismatched/accuracy"],
+            [f"test/mnli_{p}/{m}" for p in ("matched", "mismatched") for m in ("accuracy", "loss")],
             ["val_accuracy_mnli_matched", "val_accuracy_mnli_mismatched"],
         ),
     ],
@@ -79,6 +79,8 @@ def test_classes_are_judged_by_the_first_metric(
     assert found.first == test[0]
     metrics = [f"val_{name}" for name in data.metric_names]
     assert found.fit == ("val_score", "val_loss", *metrics, *by_set, *STEP)
+    split_off = names_of(classifier(), GlueDataModule(task, val_size=10))
+    assert split_off.fit == ("val_score", "val_loss", *metrics, *STEP)
 
 
 class OwnScore(TextDataModule):

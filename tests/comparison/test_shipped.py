@@ -74,6 +74,7 @@ def test_each_study_has_a_small_one() -> None:
     assert {f"tiny_{name}" for name in large} == names - large - {"tiny_commonsense"}
 
 
+@pytest.mark.slow
 def test_the_comparison_of_all_methods_has_them_all_at_one_size(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

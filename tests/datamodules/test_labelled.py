@@ -50,6 +50,18 @@ def test_all_that_is_held_out_is_validated_together_and_tested_apart(build_data:
     assert (data.counts["train"], data.counts["val"]) == (8, 3)
 
 
+def test_with_a_val_size_what_is_tested_chooses_nothing(build_data: Any) -> None:
+    data = build_data(Spam, None, val_size=3, batch_size=8)
+    assert (data.val_sets, data.test_tasks) == (["train"], ["new", "old"])
+    assert (data.counts["train"], data.counts["val"]) == (5, 3)
+    (trained,), (validated,) = data.train_dataloader(), data.val_dataloader()
+    rows = {tuple(row) for batch in (trained, validated) for row in batch["input_ids"].tolist()}
+    assert len(rows) == 8  # each training record is in one of them
+    assert validated["set"].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="data.val_size is 8, which leaves nothing of the 8"):
+        build_data(Spam, None, val_size=8)
+
+
 def test_limits_keep_fixed_samples(build_data: Any) -> None:
     seen = []
     for _ in range(2):

@@ -101,6 +101,10 @@ def test_the_best_reference_counts() -> None:
     scores = data.score("plurals", rows)
     assert list(scores) == ["bleu", "rougeL"]
     assert scores["rougeL"] == pytest.approx(0.75)
+    for row, (loss, tokens) in zip(rows, [(6.0, 4), (1.0, 1)], strict=True):
+        row |= {"loss": loss, "target_tokens": tokens}
+    assert data.score("plurals", rows)["loss"] == pytest.approx(7 / 5)
+    assert data.score_names("plurals") == ("bleu", "rougeL", "loss")
 
 
 def test_a_record_that_lacks_something_is_named(folder: Path, write_records: Any) -> None:
@@ -110,3 +114,19 @@ def test_a_record_that_lacks_something_is_named(folder: Path, write_records: Any
     write_records(folder / "test.jsonl", [{"word": "ox", "plural": ""}])
     with pytest.raises(ValueError, match=r"^Record 1 of .*test\.jsonl has no 'plural', only word"):
         Plurals(str(folder)).test_examples()
+
+
+def test_prompts_are_joined_with_each_reference_as_in_training(
+    folder: Path, build_data: Any
+) -> None:
+    data = build_data(Plurals, str(folder), eval_batch_size=2)
+    first, second = data.test_dataloader()[0]
+    assert (len(first["index"]), len(second["index"])) == (2, 1)
+    found = [(b, *rest) for b in (first, second) for rest in data.reference_batches(b)]
+    texts = [len(b["expected"][i]) for b, owners, _ in found for i in owners]
+    assert sorted(texts) == [1, 2, 2, 2, 2]  # each with every reference of its source
+    assert all(len(owners) <= 2 for _, owners, _ in found)
+    trained = {tuple(row) for row in data.training_sets()[0].table["tokens"]}
+    for _, _, batch in found:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            assert tuple(ids[mask.bool()].tolist()) in trained

@@ -152,6 +152,7 @@ def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_a_reason_when_its_second_process_is_killed(
     tmp_path: Path, begin: Callable[..., Job]
 ) -> None:

@@ -131,7 +131,9 @@ def read_by_shares(name: str, rank: int, folder: Path) -> Results:
     return done
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+    "name", ["fsdp", pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow])]
+)
 def test_a_base_read_by_shares_is_the_base_loaded_whole(name: str, tmp_path: Path) -> None:
     save_bases(tmp_path)
     for done in engine_worker.launch(read_by_shares, name, tmp_path):
@@ -307,17 +309,10 @@ def single(folder: Path) -> Results:
     return engine_worker.launch(train, "single", folder, world=1)[0]
 
 
-SLOW = (pytest.mark.slow, needs_deepspeed)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        "fsdp",
-        pytest.param("ddp", marks=pytest.mark.slow),
-        pytest.param("zero2", marks=SLOW),
-        pytest.param("zero3", marks=SLOW),
-    ],
+    ["fsdp", "ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))],
 )
 def test_large_bases_train_as_on_one_device(name: str, folder: Path, single: Results) -> None:
     one, other = engine_worker.launch(train, name, folder)

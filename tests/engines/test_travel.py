@@ -60,6 +60,7 @@ def load_all(name: str, rank: int, folder: Path) -> dict[tuple[str, str], torch.
     return {(one, by): load(by, folder / f"{one}.ckpt", folder) for one in files for by in under}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_each_engine_is_the_same_model_under_each_other_and_in_peft(
     tmp_path: Path,
 ) -> None:

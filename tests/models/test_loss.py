@@ -12,6 +12,7 @@ from lightning_peft.models.loss import (
     TargetLoss,
     chunked_loss,
     plain_head,
+    row_losses,
     target_logits,
     token_loss,
     whole_batch,
@@ -125,6 +126,16 @@ def test_only_positions_with_a_target_get_logits(tiny_llama, random_batch) -> No
     kept = (batch["labels"][:, 1:] != -100).any(0)
     assert logits.shape[:2] == targets.shape == (len(batch["labels"]), int(kept.sum()))
     assert torch.equal(targets, batch["labels"][:, 1:][:, kept])
+
+
+def test_rows_have_losses_that_add_up(tiny_llama, random_batch) -> None:
+    batch, model = batch_of(random_batch), tiny_llama()
+    sums, counts = row_losses(model, batch)
+    total, count = token_loss(*target_logits(model, batch))
+    assert sums.shape == counts.shape == (len(batch["labels"]),)
+    assert (sums.sum().item(), int(counts.sum())) == (pytest.approx(total.item()), int(count))
+    first = {name: value[:1] for name, value in batch.items()}
+    assert row_losses(model, first)[0].item() == pytest.approx(sums[0].item(), rel=1e-5)
 
 
 def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(tiny_llama) -> None:

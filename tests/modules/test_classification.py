@@ -221,13 +221,19 @@ def test_validation_and_test_say_the_tasks_metrics(
     expected = {k: sum(hits) / len(hits) for k, hits in share.items()}
     assert found == pytest.approx({**expected, "val_loss": sum(losses) / len(losses)})
     tested = trainer.test(module, data, verbose=False)
-    keys = {f"test/mnli_{part}/accuracy" for part in ("matched", "mismatched")}
+    parts = ("matched", "mismatched")
+    keys = {f"test/mnli_{part}/{name}" for part in parts for name in ("accuracy", "loss")}
     assert tested[0].keys() == keys
+    by_part = (
+        24 * tested[0][f"test/mnli_{parts[0]}/loss"],
+        19 * tested[0][f"test/mnli_{parts[1]}/loss"],
+    )
+    assert sum(by_part) == pytest.approx(sum(losses), rel=1e-5)
     assert tested[0]["test/mnli_matched/accuracy"] == pytest.approx(sum(right[0]) / 24)
     lines = (tmp_path / "run" / "predictions" / "mnli_mismatched.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["index"] for row in rows] == list(range(19))
-    assert rows[0].keys() == {"index", "output", "expected", "score", "correct"}
+    assert rows[0].keys() == {"index", "output", "expected", "score", "loss", "correct"}
     assert [row["expected"] for row in rows[:3]] == ["entailment", "neutral", "contradiction"]
     assert sum(row["correct"] for row in rows) == sum(right[1])
     assert all(row["correct"] == (row["output"] == row["expected"]) for row in rows)

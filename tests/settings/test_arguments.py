@@ -100,7 +100,7 @@ def test_a_value_of_another_type_is_named_with_what_would_do(hint: Any, sentence
         ({"a": 1}, "k: {'a': 1} is no int."),
         (float("inf"), "k: inf is no int."),
         (True, "k: true is no int."),
-        ("x" * 500, f"k: '{'x' * 75} ... is no int."),
+        ("x" * 500, f"k: '{'x' * 78}… is no int."),
     ],
 )
 def test_any_value_is_shown_and_a_long_one_cut(value: Any, sentence: str) -> None:

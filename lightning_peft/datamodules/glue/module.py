@@ -3,8 +3,10 @@
 CoLA, SST-2, MRPC, QQP, STS-B, MNLI, QNLI and RTE: everything but WNLI and the diagnostic set.
 Trained on a task's train set, validated and tested on its dev set (MNLI: matched and mismatched),
 since the labels of GLUE's test sets are hidden; so a checkpoint that was selected by ``val_score``
-is tested on what selected it, as in the published rows. Scores are Matthews' correlation for CoLA,
-Spearman's for STS-B (Pearson's beside it), accuracy for the rest (F1 beside it for MRPC and QQP).
+is tested on what selected it, as in the published rows. With ``val_size`` that many records of the
+train set are validated instead, and the dev set is tested only. Scores are Matthews' correlation
+for CoLA, Spearman's for STS-B (Pearson's beside it), accuracy for the rest (F1 beside it for MRPC
+and QQP).
 
 Protocols, by the tokenizer:
 
@@ -41,7 +43,8 @@ class GlueDataModule(LabelledDataModule):
             takes `nyu-mll/glue` of the hub.
         max_length: Limit in tokens, special ones included. A byte-level tokenizer needs about four
             times what others do.
-        **kwargs: The arguments of `TokenizedDataModule` that are not fixed here.
+        **kwargs: The arguments of `LabelledDataModule`. With ``val_size`` the dev set chooses
+            nothing: so many training records are validated instead.
     """
 
     protocol_name = "glue"
@@ -49,7 +52,7 @@ class GlueDataModule(LabelledDataModule):
     def __init__(
         self, task: str, data_dir: str | None = None, max_length: int = 512, **kwargs: Any
     ) -> None:
-        super().__init__(data_dir=data_dir, max_length=max_length, val_size=0, **kwargs)
+        super().__init__(data_dir=data_dir, max_length=max_length, **kwargs)
         self.task = spelled(task) if spelled(task) in TASKS else known("task", task.lower(), TASKS)
         described = TASKS[self.task]
         self.label_names = described.labels
@@ -88,8 +91,9 @@ class GlueDataModule(LabelledDataModule):
         if not self._said:
             absent = [name for name in self.dev if name not in there]
             without = f"; {', '.join(absent)} is not there" if absent else ""
+            also = "" if self.val_size else "validated and "
             rank_zero_info(
-                f"{self.task}: validated and tested on its dev set ({', '.join(there)}{without}), "
+                f"{self.task}: {also}tested on its dev set ({', '.join(there)}{without}), "
                 "since GLUE hides its test sets' labels."
             )
             self._said = True

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lightning_peft.assets import resolve_model
 from lightning_peft.datamodules.loading.fields import first_line
 from lightning_peft.errors import UserError
 
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub, or say in one sentence that there is none.
+    """Load the tokenizer of a model, or say in one sentence that there is none.
+
+    It may be given by all names that ``model.model_name_or_path`` takes.
 
     Code that lies beside a tokenizer is never run, nor is anybody asked whether it may be.
     """
     from transformers import AutoTokenizer
 
+    folder = resolve_model(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of any type, where a file of it is broken
         found = first_line(error)
         if not isinstance(error, OSError | ValueError):
