@@ -53,11 +53,12 @@ class AnsweringModule(AdaptedModule):
         Args:
             scores: By task and metric.
         """
-        return {
+        named = {
             f"{task}/{metric}": value
             for task, metrics in scores.items()
             for metric, value in metrics.items()
         }
+        return {**named, **mean_loss(scores)}
 
     # Lightning calls these.
 
@@ -115,3 +116,14 @@ class AnsweringModule(AdaptedModule):
         """Put the predictions together."""
         assert self.writer is not None
         self.writer.finish(score=False)
+
+
+def mean_loss(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """``loss``, the unweighted mean of the tasks' losses; nothing unless all tasks have one.
+
+    Args:
+        scores: By task and metric.
+    """
+    losses = [metrics["loss"] for metrics in scores.values() if "loss" in metrics]
+    complete = losses and len(losses) == len(scores)
+    return {"loss": sum(losses) / len(losses)} if complete else {}

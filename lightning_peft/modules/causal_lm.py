@@ -14,7 +14,7 @@ from lightning_peft.models.generation import generate
 from lightning_peft.models.loading import load_causal_lm
 from lightning_peft.models.loss import TargetLoss, target_logits, token_loss
 from lightning_peft.models.sharded_loading import LoadsWhole, stored_causal_lm
-from lightning_peft.modules.answering import AnsweringModule
+from lightning_peft.modules.answering import AnsweringModule, mean_loss
 from lightning_peft.modules.likelihood import reference_losses
 from lightning_peft.modules.predictions import PredictionWriter
 from lightning_peft.modules.window import Batch
@@ -105,7 +105,7 @@ class CausalLMModule(AnsweringModule):
         return reference_losses(self.model, batches, records, self.device) if batches else None
 
     def named_scores(self, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """By task, and metric where there are several; and the average of the tasks' first."""
+        """By task, and metric where there are several; the mean loss, and that of first metrics."""
         scored = {task: metrics for task, metrics in scores.items() if metrics}
         named = {
             f"{task}/{metric}" if len(metrics) > 1 else task: value
@@ -113,4 +113,5 @@ class CausalLMModule(AnsweringModule):
             for metric, value in metrics.items()
         }
         first = [next(iter(metrics.values())) for metrics in scored.values()]
-        return {**named, "average": sum(first) / len(first)} if first else {}
+        average = {"average": sum(first) / len(first)} if first else {}
+        return {**named, **mean_loss(scored), **average}

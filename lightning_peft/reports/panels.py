@@ -138,9 +138,9 @@ def _hatch_cell(ax: Axes, row: int, column: int) -> None:
 
 def draw_magnitude(ax: Axes, grids: list[Grid], measure: str) -> None:
     """Mean importance of each kind over steps; on a log scale unless all is zero."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    highest = 0.0
+    drawn: list[float] = []
     for i, grid in enumerate(grids):
         mean = np.ma.masked_invalid(grid.importance).mean(axis=0).filled(np.nan)
         marker = "o" if len(grid.steps) < 4 else None
@@ -152,9 +152,13 @@ def draw_magnitude(ax: Axes, grids: list[Grid], measure: str) -> None:
         ax.plot(
             grid.steps, np.where(mean > 0, mean, np.nan), lw=1.3, ms=3, label=grid.kind, **style
         )
-        highest = max(highest, np.nanmax(mean, initial=0))
-    if highest > 0:
+        drawn += mean[mean > 0].tolist()
+    if drawn:
         ax.set_yscale("log")
+        few = max(drawn) < 100 * min(drawn)  # powers of ten alone would be one label, or none
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_yticks([0])
         ax.text(0.5, 0.6, "zero so far", transform=ax.transAxes, ha="center", va="center")

@@ -223,12 +223,13 @@ def test_validation_and_test_say_the_tasks_metrics(
     tested = trainer.test(module, data, verbose=False)
     parts = ("matched", "mismatched")
     keys = {f"test/mnli_{part}/{name}" for part in parts for name in ("accuracy", "loss")}
-    assert tested[0].keys() == keys
+    assert tested[0].keys() == {*keys, "test/loss"}
     by_part = (
         24 * tested[0][f"test/mnli_{parts[0]}/loss"],
         19 * tested[0][f"test/mnli_{parts[1]}/loss"],
     )
     assert sum(by_part) == pytest.approx(sum(losses), rel=1e-5)
+    assert tested[0]["test/loss"] == pytest.approx((by_part[0] / 24 + by_part[1] / 19) / 2)
     assert tested[0]["test/mnli_matched/accuracy"] == pytest.approx(sum(right[0]) / 24)
     lines = (tmp_path / "run" / "predictions" / "mnli_mismatched.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

@@ -65,6 +65,7 @@ def test_a_test_gives_the_loss_per_token_of_all_references(folder: Path, tmp_pat
         tokens += len(answer)
         assert source in prompt
     assert tested["test/e2e/loss"] == pytest.approx(losses / tokens, rel=1e-5)
+    assert tested["test/loss"] == tested["test/e2e/loss"]
 
 
 def test_a_process_with_fewer_batches_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
