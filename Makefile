@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test slow long lint bench study clean
+.PHONY: quickstart real test slow long lint bench study clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,16 @@ $(VENV)/models: $(VENV)/ready
 quickstart: $(VENV)/ready
 	$(BIN)/lightning-peft fit --config configs/quickstart.yaml
 	$(BIN)/lightning-peft test --config configs/quickstart.yaml --ckpt_path last
+
+# SmolLM2, a pretrained LLaMA, describes restaurants: scores before and after DropLoRA.
+REAL := --config configs/families/e2e/small.yaml --config configs/models/smollm2.yaml \
+	--config configs/methods/droplora.yaml --trainer.default_root_dir runs/real
+
+real: $(VENV)/models
+	@test -n "$(DATA)" || { echo "make real DATA=FOLDER, with E2E's devset.csv and testset_w_refs.csv"; exit 2; }
+	$(BIN)/lightning-peft test $(REAL) --data.data_dir "$(DATA)"
+	$(BIN)/lightning-peft fit $(REAL) --data.data_dir "$(DATA)"
+	$(BIN)/lightning-peft test $(REAL) --data.data_dir "$(DATA)" --ckpt_path last
 
 test: $(VENV)/deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
