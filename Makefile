@@ -45,7 +45,7 @@ test: $(VENV)/deepspeed
 
 slow: $(VENV)/deepspeed
 	-$(MAKE) $(VENV)/models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not long"
 
 long: $(VENV)/deepspeed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long

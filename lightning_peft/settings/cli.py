@@ -75,6 +75,12 @@ def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
 class PeftCLI(LightningCLI):
     """LightningCLI whose runs have a folder, and go on in it when they are resumed."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The command that is given, if it is one: each takes a while to make a parser for."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in sys.argv[1:2] if name in every} or every
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what every run has beside model, data and trainer."""
         parser.add_lightning_class_args(Checkpoints, "checkpoint")

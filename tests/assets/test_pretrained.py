@@ -120,7 +120,7 @@ def test_it_trains_resumes_merges_and_is_the_same_in_peft(
     torch.testing.assert_close(logits(merged, name), logits(adapted, name), rtol=1e-3, atol=1e-3)
 
 
-def test_two_processes_train_it_as_one(name: str, data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_it(name: str, data: Path, tmp_path: Path) -> None:
     both = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     run("fit", name, data, tmp_path / "two", *both, "--trainer.max_steps", "2")
     record = json.loads((tmp_path / "two" / "version_0" / "run.json").read_text())

@@ -113,6 +113,10 @@ def test_ranks_of_a_large_model_are_found_from_its_configuration(
         num_key_value_heads=32,
     ).save_pretrained(tmp_path)
     comparison, folder, extra, _ = read_comparison(words_of(ROOT / "configs/compare/all.yaml"))
+    comparison.runs = {name: comparison.runs[name] for name in ("LoRA", "PrunedLoRA")}
+    assert comparison.match is not None
+    comparison.match.leave, comparison.rates = [], None
+    comparison.match.rank_of = {"PrunedLoRA": "model.adapter.target_r"}
     extra = [*extra, "--model.model_name_or_path", str(tmp_path)]
     plan = make_plan(comparison, folder, extra, resolver)
     assert plan.parameters["LoRA"] == plan.parameters["PrunedLoRA"] == 56_098_816

@@ -15,8 +15,8 @@ import torch
 from lightning_peft.runs import read_checkpoint
 from lightning_peft.strategies import DropLoRA, LoRA, LoRADrop, PrunedLoRA
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero3", "fsdp")]
-ENGINES = ["ddp", "zero2", *SLOW]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp")]
+ENGINES = ["ddp", "zero2", *SLOW, pytest.param("zero1", marks=pytest.mark.long)]
 SAVED_AFTER, FUSED = 10, "fused AdamW"
 Results = dict[str, dict[str, Any]]
 

@@ -312,7 +312,12 @@ def single(folder: Path) -> Results:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["fsdp", "ddp", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))],
+    [
+        "fsdp",
+        pytest.param("ddp", marks=pytest.mark.long),
+        pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.long]),
+        pytest.param("zero3", marks=needs_deepspeed),
+    ],
 )
 def test_large_bases_train_as_on_one_device(name: str, folder: Path, single: Results) -> None:
     one, other = engine_worker.launch(train, name, folder)

@@ -115,10 +115,16 @@ def measure(name: str, rank: int, folder: Path) -> dict[str, Any]:
     return {**count.held, **sent, "steps": done["steps"]}
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("zero1", "zero3")]
-
-
-@pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp", *SLOW])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddp",
+        "zero2",
+        "fsdp",
+        pytest.param("zero3", marks=pytest.mark.slow),
+        pytest.param("zero1", marks=pytest.mark.long),
+    ],
+)
 def test_what_a_device_holds_and_sends_is_what_the_plan_says(name: str, tmp_path: Path) -> None:
     if name.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")

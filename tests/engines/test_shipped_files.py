@@ -25,7 +25,14 @@ def run(*words: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["ddp", "deepspeed_z2", "deepspeed_z3", "fsdp"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "deepspeed_z2",
+        "fsdp",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "deepspeed_z3")),
+    ],
+)
 def test_fit_test_and_export_on_two_processes(file: str, tmp_path: Path) -> None:
     if "deepspeed" in file and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
