@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from lightning_peft.errors import UserError, named
+from lightning_peft.errors import UserError, named, shown
 
 MOST_NAMES = 20
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
@@ -110,14 +110,11 @@ def described(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {_digits(value)}"
     if isinstance(value, str):
-        return f"the text {_cut(repr(value))}"
+        return f"the text {shown(value, 40)}"
     names = {type(None): "null", dict: "an object", list: "a list"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _digits(value: bool | int | float) -> str:
-    return _cut(json.dumps(value))
-
-
-def _cut(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
