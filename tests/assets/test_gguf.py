@@ -53,6 +53,29 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
+def names() -> dict[str, str]:
+    """llama.cpp's name of each of transformers' tensors."""
+    found = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.norm.weight": "output_norm.weight",
+    }
+    parts = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for layer in range(LAYERS):
+        for ours, theirs in parts.items():
+            found[f"model.layers.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
+    return found
+
+
 def write_gguf(path: Path, model: LlamaForCausalLM, dtype: Any = None, **changes: Any) -> Path:
     """A file as llama.cpp's own converter would write it."""
     out = writer.GGUFWriter(path, changes.get("architecture", "llama"))
@@ -75,25 +98,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, dtype: Any = None, **changes
     out.add_token_merges(["h e", "l l"])
     out.add_bos_token_id(256)
     out.add_eos_token_id(257)
-    names = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-    }
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    for layer in range(LAYERS):
-        for ours, theirs in parts.items():
-            names[f"model.layers.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
-    for ours, theirs in names.items():
+    for ours, theirs in names().items():
         if theirs == changes.get("without"):
             continue
         weight = model.state_dict()[ours]

@@ -100,6 +100,14 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_nothing_is_done_twi
     assert "holds broken/seed=0 with trainer.max_steps = 6, which is 7 now" in said
 
 
+def _assert_gone(folder: Path) -> None:
+    for _ in range(100):
+        if not _alive(folder):
+            return
+        time.sleep(0.1)
+    raise AssertionError("workers outlive the process that started them")
+
+
 def _alive(folder: Path) -> list[int]:
     """Processes whose log lies in a folder."""
     found = []
@@ -160,11 +168,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(
                 break
             time.sleep(0.02)
         process.wait()
-        for _ in range(100):
-            if not _alive(out):
-                break
-            time.sleep(0.1)
-        assert not _alive(out), "workers outlive the process that started them"
+        _assert_gone(out)
         if process.returncode == 0:
             break
     assert kills == wanted
