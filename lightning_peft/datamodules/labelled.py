@@ -107,7 +107,9 @@ class LabelledDataModule(TokenizedDataModule):
         values = metrics.compute()
         scores = {name: float(values[name]) for name in self.metric_names}
         losses = [row["loss"] for row in rows if "loss" in row]
-        return {**scores, "loss": sum(losses) / len(losses)} if losses else scores
+        # Of all records or of none: an older version may have answered some.
+        complete = losses and len(losses) == len(rows)
+        return {**scores, "loss": sum(losses) / len(losses)} if complete else scores
 
     def write_answers(self, folder: Path, predictions: Mapping[str, Sequence[Any]]) -> None:
         """Nothing: predictions have no further form."""

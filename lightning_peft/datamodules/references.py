@@ -185,8 +185,10 @@ class ReferencesDataModule(TextDataModule):
         """Return corpus BLEU, the mean ROUGE-L, and the references' loss per token, in nats."""
         corpus = bleu([row["output"] for row in rows], [row["expected"] for row in rows])
         scores = {"bleu": corpus, "rougeL": sum(row["rougeL"] for row in rows) / len(rows)}
-        if tokens := sum(row.get("target_tokens", 0) for row in rows):
-            scores["loss"] = sum(row.get("loss", 0.0) for row in rows) / tokens
+        # Of all records or of none: an older version may have answered some.
+        tokens = [row["target_tokens"] for row in rows if "target_tokens" in row]
+        if len(tokens) == len(rows) and any(tokens):
+            scores["loss"] = sum(row["loss"] for row in rows) / sum(tokens)
         return scores
 
     @property

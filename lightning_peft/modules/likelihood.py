@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from lightning_peft import distributed
 from lightning_peft.models.loss import row_losses
 from lightning_peft.modules.window import Batch
 
@@ -33,8 +34,10 @@ def reference_losses(
     """
     loss = torch.zeros(records, dtype=torch.float64)
     count = torch.zeros(records, dtype=torch.int64)
-    # A process with fewer batches goes along, since a sharded model is gathered by all at once.
-    for turn in range(_most(len(batches), device)):
+    turns = len(batches)
+    if any(map(distributed.is_cut, model.parameters())):
+        turns = distributed.largest(turns)  # all go along, since all gather the model at once
+    for turn in range(turns):
         owners, batch = batches[min(turn, len(batches) - 1)]
         inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         sums, counts = row_losses(model, inputs)
@@ -43,12 +46,3 @@ def reference_losses(
             count.index_add_(0, torch.tensor(owners), counts.cpu())
     pairs = zip(loss.tolist(), count.tolist(), strict=True)
     return [{"loss": total, "target_tokens": tokens} for total, tokens in pairs]
-
-
-def _most(number: int, device: torch.device) -> int:
-    """The largest of all processes' numbers."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return number
-    most = torch.tensor(number, device=device)
-    distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    return int(most)

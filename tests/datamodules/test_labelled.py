@@ -98,6 +98,9 @@ def test_predictions_of_classes_are_right_or_wrong_and_scores_are_neither() -> N
     spam.judge("new", rows)
     assert [row["correct"] for row in rows] == [True, False]
     assert spam.score("new", rows) == {"accuracy": 0.5}
+    losses = [{**row, "loss": loss} for row, loss in zip(rows, (0.5, 2.0), strict=True)]
+    assert spam.score("new", losses) == {"accuracy": 0.5, "loss": 1.25}
+    assert spam.score("new", [losses[0], rows[1]]) == {"accuracy": 0.5}  # not that of one record
     assert (spam.label_text(1), Nearness(None).label_text(2.5)) == ("spam", 2.5)
     graded: list[dict[str, Any]] = [{"output": x, "expected": 2 * x + 1} for x in (1.0, 2.0, 4.0)]
     near = Nearness(None)

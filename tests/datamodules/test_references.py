@@ -104,6 +104,8 @@ def test_the_best_reference_counts() -> None:
     for row, (loss, tokens) in zip(rows, [(6.0, 4), (1.0, 1)], strict=True):
         row |= {"loss": loss, "target_tokens": tokens}
     assert data.score("plurals", rows)["loss"] == pytest.approx(7 / 5)
+    unknown = {k: v for k, v in rows[1].items() if k not in ("loss", "target_tokens")}
+    assert "loss" not in data.score("plurals", [rows[0], unknown])
     assert data.score_names("plurals") == ("bleu", "rougeL", "loss")
 
 

@@ -77,8 +77,12 @@ def test_a_process_with_fewer_batches_goes_along(monkeypatch: pytest.MonkeyPatch
         return torch.tensor([1.5]), torch.tensor([3])
 
     monkeypatch.setattr(likelihood, "row_losses", losses)
-    monkeypatch.setattr(likelihood, "_most", lambda number, device: 3)
+    monkeypatch.setattr(likelihood.distributed, "largest", lambda number: 3)
     batches = [([1], {"input_ids": torch.tensor([[7]])})]
-    found = likelihood.reference_losses(None, batches, 2, torch.device("cpu"))
-    assert seen == [7, 7, 7]
-    assert found == [{"loss": 0.0, "target_tokens": 0}, {"loss": 1.5, "target_tokens": 3}]
+    expected = [{"loss": 0.0, "target_tokens": 0}, {"loss": 1.5, "target_tokens": 3}]
+    model = torch.nn.Linear(1, 1)
+    for cut in (False, True):  # a model that is whole needs nobody, also where others are done
+        seen.clear()
+        monkeypatch.setattr(likelihood.distributed, "is_cut", lambda p, cut=cut: cut)
+        found = likelihood.reference_losses(model, batches, 2, torch.device("cpu"))
+        assert (found, seen) == (expected, [7, 7, 7] if cut else [7])
