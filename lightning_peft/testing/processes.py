@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import sys
@@ -23,13 +24,25 @@ def check_processes(make: Make, processes: int) -> None:
     name, payload = type(strategy).__name__, _portable(strategy)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            torch.multiprocessing.spawn(_train, (payload, folder, processes), nprocs=processes)
+            _start(payload, folder, processes)
         except torch.multiprocessing.ProcessRaisedException as error:
             last = str(error).strip().splitlines()[-1]
             raise AssertionError(f"{name}: {processes} processes cannot train: {last}") from error
         results = [torch.load(Path(folder) / f"{index}.pt") for index in range(processes)]
     for other in results[1:]:
         _compare(name, results[0], other)
+
+
+def _start(payload: bytes, folder: str, processes: int) -> None:
+    """Train in forks of one process that has imported everything, where a system has them."""
+    method = "spawn"
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        method = "forkserver"
+        imported = [__name__, "transformers.models.llama.modeling_llama"]
+        multiprocessing.get_context(method).set_forkserver_preload(imported)
+    torch.multiprocessing.start_processes(
+        _train, (payload, folder, processes), nprocs=processes, start_method=method
+    )
 
 
 def _portable(strategy: AdapterStrategy) -> bytes:

@@ -194,13 +194,13 @@ def test_twenty_killed_runs_resume_to_the_same_bits(tmp_path: Path, base: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    # Of those that change their shape as they train, of a gate, and of an optimizer of its own.
+    # Of those that change their shape as they train, and of an optimizer of its own.
     [
-        n if n in ("AdaLoRA", "PiSSA", "GaLore") else pytest.param(n, marks=pytest.mark.long)
+        n if n in ("AdaLoRA", "GaLore") else pytest.param(n, marks=pytest.mark.long)
         for n in BASELINES
     ],
 )
 def test_killed_runs_of_the_baselines_resume_to_the_same_bits(
     tmp_path: Path, base: Path, name: str
 ) -> None:
-    kill_and_compare(tmp_path, base, name, kills=3, seed=2)
+    kill_and_compare(tmp_path, base, name, kills=2, seed=2)

@@ -135,13 +135,13 @@ def test_killed_again_and_again_it_ends_with_the_same_table(
         "also": ["val_loss"],
         "rates": {"values": [1e-2, 3e-3], "choose_by": "val_loss", "best": "lowest"},
         "runs": {
-            "drop": {"model.adapter": "DropLoRA", "model.adapter.r": 4},
             "pruned": {
                 "model.adapter": "PrunedLoRA",
                 "model.adapter.r": 6,
                 "model.adapter.target_r": 2,
                 "model.adapter.prune_every": 3,
                 "model.adapter.prune_count": 1,
+                "model.adapter.rank_gate": "StepMask",
             },
         },
     }
@@ -150,7 +150,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(
     for folder in folders:
         folder.mkdir()
         files.append(write(folder, base, **changes))
-    steps = ["--trainer.max_steps", "40"]
+    steps = ["--trainer.max_steps", "24"]
     program = [sys.executable, "-m", "lightning_peft", "compare", "--config"]
     subprocess.run([*program, str(files[0]), *steps], check=True, capture_output=True, timeout=400)
 

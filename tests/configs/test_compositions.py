@@ -111,18 +111,21 @@ def test_begins_with_the_command_that_runs_it(config: str, command_of: Words) ->
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_is_parsed_and_instantiated(config: str, cli: Cli, command_of: Words) -> None:
+def test_is_parsed_and_instantiated(
+    config: str, resolver: Resolver, command_of: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "deepspeed" in config:
         pytest.importorskip("deepspeed")
+    monkeypatch.chdir(ROOT)
     words = command_of(config)
-    made = cli(words)
-    strategy = named(configs_in(words), "model", "init_args", "adapter")
-    assert type(made.model.adapter).__name__ == strategy
-    assert type(made.datamodule).__name__ == named(configs_in(words), "data")
-    if made.config["fit"].model.init_args.model_name_or_path == "tiny_llama":
-        made.model.configure_model()
-        ranks = {layer.rank for layer in adapter_layers(made.model.model).values()}
-        assert ranks == {made.model.adapter.r}
+    files, tree = configs_in(words), resolver.tree(words[1:])
+    module, data = resolver.module(tree), resolver.data(tree)
+    assert type(module.adapter).__name__ == named(files, "model", "init_args", "adapter")
+    assert type(data).__name__ == named(files, "data")
+    if tree["model"]["init_args"]["model_name_or_path"] == "tiny_llama":
+        module.configure_model()
+        ranks = {layer.rank for layer in adapter_layers(module.model).values()}
+        assert ranks == {module.adapter.r}
 
 
 @pytest.mark.parametrize("files", SHOWN, ids=" ".join)

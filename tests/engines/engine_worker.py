@@ -29,11 +29,8 @@ from lightning_peft.strategies import AdapterStrategy
 from lightning_peft.testing import random_batch, tiny_llama
 
 STEPS, ACCUMULATE = 20, 2
-# The last window is short, as at the end of most epochs.
-MICRO_BATCHES = STEPS * ACCUMULATE - 1
-
-
 ROWS = 8  # of a micro-batch over all processes
+processes = 1  # of the job, which `process` says
 
 
 class Examples(Dataset):
@@ -56,11 +53,15 @@ class Examples(Dataset):
 
 
 class Data(LightningDataModule):
+    def __init__(self, steps: int = STEPS) -> None:
+        super().__init__()
+        # The last window is short, as at the end of most epochs.
+        self.examples = Examples((steps * ACCUMULATE - 1) * ROWS)
+
     def train_dataloader(self) -> ResumableDataLoader:
         rank, world = distributed.process_index(), distributed.world_size()
-        data = Examples(MICRO_BATCHES * ROWS)
-        sampler = RandomBatchSampler(len(data), ROWS // world, 0, rank, world)
-        return ResumableDataLoader(data, sampler, accumulate=ACCUMULATE)
+        sampler = RandomBatchSampler(len(self.examples), ROWS // world, 0, rank, world)
+        return ResumableDataLoader(self.examples, sampler, accumulate=ACCUMULATE)
 
     def probe_dataloader(self, ratio: float) -> ResumableDataLoader:
         """Five batches of one process, or nine of half the size, all of them on each process."""
@@ -128,6 +129,8 @@ def fit(
     callbacks: Sequence[Any] = (),
     make: Callable[..., Any] = Tiny,
     strategy: Any = None,
+    steps: int = STEPS,
+    accelerator: str = "cpu",
     **more: Any,
 ) -> dict[str, Any]:
     """Train and tell what came out, the same words on every engine.
@@ -140,8 +143,8 @@ def fit(
     module = make("tiny_llama", adapter=adapter, optimizer=OPTIMIZERS[optimizer])
     watch = Watch(save_at, path)
     made = Trainer(
-        accelerator="cpu",
-        devices=1 if name == "single" else 2,
+        accelerator=accelerator,
+        devices=processes,
         strategy=strategy or engine(name),
         max_epochs=1,
         accumulate_grad_batches=ACCUMULATE,
@@ -155,7 +158,7 @@ def fit(
         **more,
     )
     made.ckpt_path = None if resume is None else str(resume)
-    made.fit(module, Data())
+    made.fit(module, Data(steps))
     shapes = {n: tuple(distributed.shape(layer.lora_A)) for n, layer in _layers(module).items()}
     return {
         "losses": watch.losses,
@@ -196,6 +199,8 @@ OPTIMIZERS = {
 
 def process(rank: int, world: int, port: int, task: Task, name: str, folder: str) -> None:
     """One process: runs the task and leaves what it returns."""
+    global processes
+    processes = world
     os.environ.update(
         LOCAL_RANK=str(rank),
         RANK=str(rank),
@@ -204,9 +209,9 @@ def process(rank: int, world: int, port: int, task: Task, name: str, folder: str
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo" if sys.platform == "linux" else "",
-        DS_ACCELERATOR="cpu",
         OMP_NUM_THREADS="1",
     )
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning_peft"):

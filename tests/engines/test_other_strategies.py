@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable
@@ -26,14 +27,14 @@ from lightning_peft.strategies import (
     VeRA,
 )
 
-SAVED_AFTER = 10
+STEPS, SAVED_AFTER = 10, 5
 NAMES = {"single": "one device", "ddp": "DDP", "zero2": "DeepSpeed ZeRO-2"}
 NAMES |= {"zero3": "DeepSpeed ZeRO-3", "fsdp": "FSDP2"}
 MADE: dict[str, Callable[[], AdapterStrategy]] = {
-    "AdaLoRA": lambda: AdaLoRA(r=4, target_r=2, tinit=2, tfinal=6, deltaT=2, total_step=20),
+    "AdaLoRA": lambda: AdaLoRA(r=4, target_r=2, tinit=1, tfinal=3, deltaT=2, total_step=STEPS),
     "DoRA": lambda: DoRA(r=4),
     "FullFineTuning": lambda: FullFineTuning(),
-    "GaLore": lambda: GaLore(r=4, update_proj_gap=5),
+    "GaLore": lambda: GaLore(r=4, update_proj_gap=3),
     "MiLoRA": lambda: MiLoRA(r=4),
     "PiSSA": lambda: PiSSA(r=4),
     "SparseAdapter": lambda: SparseAdapter(r=4, start_step=3),
@@ -52,8 +53,9 @@ def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
         if make().needs - {WEIGHTS_AT_ATTACH} <= ENGINES[NAMES[name]]:
             optimizer = "AdamW" if kind in ("AdaLoRA", "GaLore") else "SGD"
             path = folder / f"{name}-{kind}.ckpt"
-            done[kind] = engine_worker.fit(name, make(), folder, optimizer, SAVED_AFTER, path=path)
-            resumed = engine_worker.fit(name, make(), folder, optimizer, resume=path)
+            fit = functools.partial(engine_worker.fit, name, steps=STEPS)
+            done[kind] = fit(make(), folder, optimizer, SAVED_AFTER, path=path)
+            resumed = fit(make(), folder, optimizer, resume=path)
             for tensor, value in done[kind]["state"].items():
                 assert torch.equal(resumed["state"][tensor], value), (name, kind, tensor)
     return done

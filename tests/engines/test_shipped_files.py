@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_peft.cli import main
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -29,11 +31,12 @@ def run(*words: str) -> str:
     "file",
     [
         "deepspeed_z2",
-        "fsdp",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "deepspeed_z3")),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "deepspeed_z3", "fsdp")),
     ],
 )
-def test_fit_test_and_export_on_two_processes(file: str, tmp_path: Path) -> None:
+def test_fit_test_and_export_on_two_processes(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "deepspeed" in file and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     files = ("configs/quickstart.yaml", f"configs/trainer/{file}.yaml")
@@ -49,5 +52,6 @@ def test_fit_test_and_export_on_two_processes(file: str, tmp_path: Path) -> None
     assert len(steps) == 3
     said = run("test", *words, "--ckpt_path", "last", "--trainer.limit_test_batches", "1")
     assert "average" in said
-    run("export", "--ckpt_path", str(folder), "--output", str(tmp_path / "peft"))
+    monkeypatch.setattr(sys, "argv", ["lightning-peft"])
+    main(["export", "--ckpt_path", str(folder), "--output", str(tmp_path / "peft")])
     assert (tmp_path / "peft" / "adapter_config.json").exists()

@@ -172,8 +172,8 @@ def _within(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # Somebody else's alarm goes on.
-        rest = max(left - (time.monotonic() - begun), 1e-3) if left else 0.0
+        # Somebody else's alarm goes on; one that is due rings now, before another of ours begins.
+        rest = max(left - (time.monotonic() - begun), 1e-6) if left else 0.0
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, rest)
