@@ -67,20 +67,21 @@ def timed(case: Case) -> float:
     return took
 
 
-def interleave(cases: Mapping[str, Case], rounds: int, warmup: int = 2) -> Seconds:
+def interleave(cases: Mapping[str, Case], rounds: int, warmup: int = 2, seed: int = 0) -> Seconds:
     """Time every case once in each round.
 
     Args:
         cases: What to time, by name.
         rounds: How many times each is timed.
         warmup: Rounds before, not counted.
+        seed: Of the orders.
 
     Returns:
         Seconds of every round, by case; see :func:`clock`.
     """
     seconds: Seconds = {name: [] for name in cases}
     order = list(cases)
-    shuffle = random.Random(0).shuffle
+    shuffle = random.Random(seed).shuffle
     for i in range(warmup + rounds):
         shuffle(order)
         for name in order:

@@ -88,14 +88,15 @@ def main() -> None:
     parser.add_argument("command", choices=("pack", "unpack"))
     parser.add_argument("first", help="pack: the comparison's folder; unpack: a name")
     parser.add_argument("second", help="pack: a name; unpack: the comparison's folder")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where the packed file lies")
     given = parser.parse_args()
     if given.command == "pack":
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        given.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(line) + "\n" for line in packed(Path(given.first))]
-        (RESULTS / f"{given.second}.jsonl").write_text("".join(lines))
+        (given.folder / f"{given.second}.jsonl").write_text("".join(lines))
         print(f"{len(lines)} runs packed")
     else:
-        text = (RESULTS / f"{given.first}.jsonl").read_text()
+        text = (given.folder / f"{given.first}.jsonl").read_text()
         count = unpack([json.loads(line) for line in text.splitlines()], Path(given.second))
         print(f"{count} runs unpacked")
 

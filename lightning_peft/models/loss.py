@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_peft.datamodules.loading.batches import target_positions
 from lightning_peft.errors import UserError
 from lightning_peft.models.packing import model_inputs, one_row
 
@@ -39,7 +40,8 @@ class TargetLoss:
 
         Args:
             model: A causal language model of transformers.
-            batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens).
+            batch: With ``input_ids``, ``attention_mask`` and ``labels``, (batch, tokens), and with
+                ``target_positions`` where its loader has found them.
 
         Raises:
             UserError: If it is none.
@@ -50,7 +52,10 @@ class TargetLoss:
             return token_loss(*target_logits(model, batch))
         row = one_row(batch, model.config)
         labels = row["labels"][:, 1:]
-        rows, positions = (labels != -100).nonzero(as_tuple=True)
+        found = batch.get("target_positions")
+        if found is None or row is not batch:
+            found = target_positions(row["labels"])
+        rows, positions = found
         asked = positions[: int(self.without_logits is None)]
         hidden, logits = last_hidden(model, asked, **model_inputs(row))
         if len(asked):

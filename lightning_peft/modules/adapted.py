@@ -223,7 +223,8 @@ class AdaptedModule(LightningModule):
             "lr": optimizer.param_groups[0]["lr"],
             "rank": sum(ranks) / max(len(ranks), 1),
         }
-        shown = {key: row[key] for key in ("train_loss", "rank", "tokens_per_second")}
+        # As tensors of the host: Lightning would send numbers to the device and read them back.
+        shown = {k: torch.tensor(row[k]) for k in ("train_loss", "rank", "tokens_per_second")}
         self.log_dict(shown, prog_bar=True, logger=False)
         if logs:
             # Not by self.log, whose row would come after the checkpoint of this step, so that a run

@@ -90,8 +90,11 @@ class Window:
         Returns:
             The mean loss over the targets of all processes, and their tokens per second.
         """
-        sums = [torch.as_tensor(value).double() for value in (self.loss, self.tokens)]
-        loss, tokens = (float(value) for value in distributed.total(sums))
+        both = (self.loss, self.tokens)
+        device = next((v.device for v in both if isinstance(v, Tensor)), None)
+        sums = torch.stack([torch.as_tensor(v, device=device).double() for v in both])
+        # The one place of a training step where the host waits for the device.
+        loss, tokens = distributed.total([sums])[0].tolist()
         since = self._since
         self.restart()
         return loss, tokens / max(self._since - since, 1e-9)

@@ -120,8 +120,13 @@ class StepMask(Gate):
         self.new_step()
 
     def new_step(self) -> None:
-        """Draw the mask of the next optimizer step."""
-        self.mask.bernoulli_(1 - self.p).mul_(self.kept_value)
+        """Draw the mask of the next optimizer step on the host, which has to know how many pass."""
+        if self.mask.is_meta:
+            return
+        drawn = torch.empty(self.mask.shape, dtype=self.mask.dtype, device="cpu")
+        kept = drawn.bernoulli_(1 - self.p).nonzero()[:, 0]
+        self.mask.copy_(drawn.mul_(self.kept_value), non_blocking=True)
+        self._found = self.mask, self.mask._version, kept.to(self.mask.device, non_blocking=True)
 
     def forward(self, z: Tensor) -> Tensor:
         """Mask rank activations, (..., r) to (..., r)."""

@@ -32,7 +32,10 @@ __all__ = ["check_strategy", "random_batch", "tiny_llama"]
 
 
 def check_strategy(
-    strategy: AdapterStrategy | Make, processes: int = 1, ranks: int | None = None
+    strategy: AdapterStrategy | Make,
+    processes: int = 1,
+    ranks: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Try whether a strategy keeps its promises; returns if it does.
 
@@ -50,6 +53,7 @@ def check_strategy(
         strategy: Not yet attached; it is copied and stays as it is. Or what makes one.
         processes: How many train together. Above 1 only their agreement is checked.
         ranks: Another name for ``processes``.
+        device: Where one process trains, such as ``cuda``.
 
     Raises:
         AssertionError: On the first promise that is broken, saying which and where.
@@ -57,27 +61,24 @@ def check_strategy(
 
     Example::
 
-        class HalfDrop(AdapterStrategy):
-            def gate(self, r):
-                return nn.Dropout(0.5)
-
-        check_strategy(HalfDrop(r=4))
+        check_strategy(MyStrategy(r=4))
     """
     make = _maker(strategy)
     processes = processes if ranks is None else ranks
     if processes > 1:
         check_processes(make, processes)
         return
+    where = torch.device(device)
     with torch.random.fork_rng():
-        check_start(make)
-        trained = check_training(make)
+        check_start(make, where)
+        trained = check_training(make, where)
         saved = trained.save()
         check_eval(make, trained, saved)
         for after in SAVED_AFTER:
             check_resume(make, trained, after)
         check_export(make, trained)
-        check_recomputation(make, saved)
-        check_fit(make)
+        check_recomputation(make, saved, where)
+        check_fit(make, where)
 
 
 def _maker(strategy: AdapterStrategy | Make) -> Make:

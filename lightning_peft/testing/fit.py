@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from lightning_peft.adapters import adapter_state_dict
 from lightning_peft.callbacks import LayerImportance, RunRecord
 from lightning_peft.modules import CausalLMModule
-from lightning_peft.testing.loop import LEARNING_RATE, STEPS, Make
+from lightning_peft.testing.loop import CPU, LEARNING_RATE, STEPS, Make
 from lightning_peft.testing.model import Batch, random_batch, tiny_llama
 
 SAVED = 8  # steps; the end of the second of three epochs
@@ -53,18 +53,20 @@ class _Batches(LightningDataModule):
         return [random_batch(1000 + i) for i in range(2)]
 
 
-def check_fit(make: Make) -> None:
+def check_fit(make: Make, device: torch.device = CPU) -> None:
     """Fit twelve steps, and once more from the checkpoint after eight; both end with equal bits.
 
     Args:
         make: Makes the strategy.
+        device: Where it trains.
 
     Raises:
         AssertionError: If a run fails, or the two ends differ.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        whole = _fit(make, Path(folder) / "whole")
-        resumed = _fit(make, Path(folder) / "resumed", Path(folder) / f"whole/step={SAVED}.ckpt")
+        fit = functools.partial(_fit, make, "cpu" if device.type == "cpu" else "gpu")
+        whole = fit(Path(folder) / "whole")
+        resumed = fit(Path(folder) / "resumed", Path(folder) / f"whole/step={SAVED}.ckpt")
     name = type(whole.adapter).__name__
     expected, found = _trained(whole.model), _trained(resumed.model)
     for key in sorted(expected.keys() | found.keys()):
@@ -78,14 +80,16 @@ def check_fit(make: Make) -> None:
         raise AssertionError(f"{name}: a resumed Lightning run remembers other decisions.")
 
 
-def _fit(make: Make, folder: Path, checkpoint: Path | None = None) -> CausalLMModule:
+def _fit(
+    make: Make, accelerator: str, folder: Path, checkpoint: Path | None = None
+) -> CausalLMModule:
     strategy = make()
     torch.manual_seed(5)
     optimizer = functools.partial(torch.optim.AdamW, lr=LEARNING_RATE)
     module = _Module("tiny_llama", adapter=strategy, optimizer=optimizer)
     saves = ModelCheckpoint(folder, "{step}", every_n_train_steps=SAVED, save_top_k=-1)
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         max_steps=STEPS,
         default_root_dir=folder,

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
 from lightning_peft.strategies import AdapterStrategy
-from lightning_peft.testing.model import random_batch, tiny_llama
+from lightning_peft.testing.model import Batch, random_batch, tiny_llama, to_device
 
 Make = Callable[[], AdapterStrategy]
+CPU = torch.device("cpu")
 
 STEPS = 12
 SAVED_AFTER = (2, 7)
@@ -30,12 +31,16 @@ class Run:
         make: Makes the strategy.
         seed: Of the random stream when it is attached.
         initialize: False where a saved state is loaded next.
+        device: Where it trains.
     """
 
-    def __init__(self, make: Make, seed: int = 1, initialize: bool = True) -> None:
+    def __init__(
+        self, make: Make, seed: int = 1, initialize: bool = True, device: torch.device = CPU
+    ) -> None:
         self.strategy = make()
         self.name = type(self.strategy).__name__
-        self.model = tiny_llama()
+        self.device = device
+        self.model = tiny_llama().to(device)
         self.original = list(self.model.parameters())  # kept alive, so that ids stay theirs
         self.optimizer: Optimizer
         self.saved: dict[int, bytes] = {}
@@ -47,7 +52,7 @@ class Run:
         """What a run does before its first step, unless it resumes."""
         self.strategy.prepare(
             self.model,
-            lambda ratio: [random_batch(1000 + i) for i in range(2)],
+            lambda ratio: [self.batch(1000 + i) for i in range(2)],
             lambda batch: self.model(**batch).loss,
             adamw,
         )
@@ -58,13 +63,17 @@ class Run:
         """Make it anew, from what trains now."""
         self.optimizer = self.strategy.make_optimizer(self.model, adamw)
 
+    def batch(self, seed: int) -> Batch:
+        """A batch, where the model is."""
+        return to_device(random_batch(seed), self.device)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by full name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def backward(self, seed: int) -> float:
         """Loss of a batch, backward included."""
-        loss = self.model(**random_batch(seed)).loss + self.strategy.penalty(self.model)
+        loss = self.model(**self.batch(seed)).loss + self.strategy.penalty(self.model)
         loss.backward()
         return loss.item()
 
@@ -94,7 +103,7 @@ class Run:
             "adapter": adapter_state_dict(self.model),
             "strategy": self.strategy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": random_streams(),
         }
         torch.save(state, file)
         return file.getvalue()
@@ -119,6 +128,19 @@ class Run:
         raise AssertionError(f"{self.name}: {sentence}")
 
 
+def random_streams() -> list[Tensor]:
+    """The state of torch's stream of each device."""
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *gpus]
+
+
+def restore_streams(states: list[Tensor]) -> None:
+    """Take back what :func:`random_streams` gave."""
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
+
+
 def adamw(params: Iterable[nn.Parameter]) -> Optimizer:
     """The optimizer of every check."""
     return torch.optim.AdamW(params, lr=LEARNING_RATE)
@@ -127,7 +149,8 @@ def adamw(params: Iterable[nn.Parameter]) -> Optimizer:
 @torch.no_grad()
 def logits_of(model: nn.Module) -> Tensor:
     """Logits in eval at the attended positions, (tokens, vocabulary)."""
-    was_training, batch = model.training, random_batch(2000)
+    was_training = model.training
+    batch = to_device(random_batch(2000), next(model.parameters()).device)
     model.eval()
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     model.train(was_training)

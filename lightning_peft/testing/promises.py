@@ -32,14 +32,15 @@ from lightning_peft.testing.loop import (
     Run,
     distance,
     logits_of,
+    restore_streams,
 )
 from lightning_peft.testing.model import tiny_llama
 
 
-def check_start(make: Make) -> None:
+def check_start(make: Make, device: torch.device) -> None:
     """The attached model equals its base in eval and has a finite loss in training."""
-    expected = logits_of(tiny_llama())
-    run = Run(make)
+    expected = logits_of(tiny_llama().to(device))
+    run = Run(make, device=device)
     for after in ("attach", "prepare"):
         if after == "prepare":
             run.prepare()
@@ -68,9 +69,9 @@ def _base_parameters(run: Run) -> dict[str, nn.Parameter]:
     return {n: p for n, p in run.model.named_parameters() if id(p) in base - saved}
 
 
-def check_training(make: Make) -> Run:
+def check_training(make: Make, device: torch.device) -> Run:
     """Train a run for all steps, watching it."""
-    run = Run(make)
+    run = Run(make, device=device)
     run.prepare()
     frozen = _base_parameters(run) if adapter_layers(run.model) else {}
     for name, parameter in frozen.items():
@@ -134,9 +135,9 @@ def _load(saved: bytes, run: Run) -> dict[str, Any]:
         ) from error
 
 
-def _restored(make: Make, saved: bytes, seed: int = 3) -> Run:
+def _restored(make: Make, saved: bytes, device: torch.device) -> Run:
     """A fresh run that goes on from a checkpoint, in the order in which the trainer restores."""
-    run = Run(make, seed, initialize=False)
+    run = Run(make, seed=3, initialize=False, device=device)
     state = _load(saved, run)
     try:
         run.strategy.restructure(run.model, state["strategy"])
@@ -146,7 +147,7 @@ def _restored(make: Make, saved: bytes, seed: int = 3) -> Run:
     run.strategy.load_state_dict(state["strategy"])
     run.make_optimizer()
     run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
+    restore_streams(state["random"])
     return run
 
 
@@ -158,7 +159,7 @@ def check_eval(make: Make, trained: Run, saved: bytes) -> None:
             "eval is random, two forward passes of one batch differ; a gate must be a fixed "
             "diagonal unless self.training."
         )
-    loaded = _restored(make, saved)
+    loaded = _restored(make, saved, trained.device)
     if not torch.equal(loaded.logits(), logits):
         loaded.broken(
             f"after save and load the logits differ by {distance(loaded.logits(), logits):.2g} of "
@@ -179,7 +180,7 @@ def check_eval(make: Make, trained: Run, saved: bytes) -> None:
 
 def check_resume(make: Make, finished: Run, after: int) -> None:
     """Go on in a fresh run from where another was saved, and compare with that other's end."""
-    resumed = _restored(make, finished.saved[after])
+    resumed = _restored(make, finished.saved[after], finished.device)
     resumed.train(range(after, STEPS))
     expected = finished.trained()
     for name, parameter in resumed.trained().items():
@@ -202,7 +203,7 @@ def check_export(make: Make, trained: Run) -> None:
         warnings.simplefilter("ignore")  # PEFT's own
         save_peft(trained.model, folder)
         for reader, model in _readers(folder):
-            difference = distance(logits_of(model), trained.logits())
+            difference = distance(logits_of(model.to(trained.device)), trained.logits())
             if not difference <= EXPORT_ROUNDING:
                 trained.broken(
                     f"the exported adapter, loaded by {reader}, gives logits that differ by "
@@ -219,9 +220,9 @@ def _readers(folder: str) -> Iterator[tuple[str, nn.Module]]:
         yield "PEFT", PeftModel.from_pretrained(tiny_llama(), folder)
 
 
-def check_recomputation(make: Make, saved: bytes) -> None:
+def check_recomputation(make: Make, saved: bytes, device: torch.device) -> None:
     """Activation checkpointing changes neither gradients nor what the strategy remembers."""
-    plain, recomputing = _restored(make, saved), _restored(make, saved)
+    plain, recomputing = (_restored(make, saved, device) for _ in range(2))
     # transformers 5 renamed it.
     old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
     enable = getattr(recomputing.model, new if hasattr(recomputing.model, new) else old)

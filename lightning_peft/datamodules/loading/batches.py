@@ -64,6 +64,20 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return out
 
 
+def target_positions(labels: Tensor) -> Tensor:
+    """Where a causal model has a target: rows, and the positions before each target.
+
+    A loader finds them, since on a GPU finding them waits for it.
+
+    Args:
+        labels: (batch, tokens); ``IGNORED`` is none.
+
+    Returns:
+        (2, targets), int64.
+    """
+    return (labels[:, 1:] != IGNORED).nonzero().T
+
+
 Row = tuple[list[int], list[int]]
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_peft.datamodules.loading.batches import TrainingData
+from lightning_peft.datamodules.loading.batches import TrainingData, target_positions
 from lightning_peft.datamodules.loading.samplers import RandomBatchSampler
 
 
@@ -103,6 +103,8 @@ class ResumableDataLoader(DataLoader[Any]):
                 end = self._window_end(position)
                 tokens = self._count(range(position, end))
             batch["num_target_tokens"] = torch.tensor(tokens)
+            if batch["labels"].ndim == 2:
+                batch["target_positions"] = target_positions(batch["labels"])
             # Before the yield: the state saved while a batch is in work counts it as done.
             self.epoch, self.position, self._continues = epoch, position + 1, False
             yield batch

@@ -1,8 +1,8 @@
 """Tokens per second, model FLOPs utilisation and peak memory of each strategy.
 
-    python benchmarks/gpu.py                          # LLaMA-3-8B's shapes, bfloat16, one GPU
-    torchrun --nproc_per_node 8 benchmarks/gpu.py     # ZeRO-2, or --engine ddp
-    python benchmarks/gpu.py --tiny                   # a smoke test, on a CPU too
+    python benchmarks/gpu/training.py           # LLaMA-3-8B's shapes, bfloat16, one GPU
+    torchrun --nproc_per_node 8 benchmarks/gpu/training.py    # ZeRO-2, or --engine ddp
+    python benchmarks/gpu/training.py --tiny    # a smoke test, on a CPU too
 
 Weights and data are random: the figures are of speed alone. FLOPs are those that forward and
 backward need (6 for each trained and 4 for each frozen weight and token, attention beside it), so

@@ -1,0 +1,134 @@
+"""A training step makes the host wait for the device once, where its loss is read, and not else.
+
+On a GPU torch itself says where the host waits. On a CPU no one does, but the operations that would
+wait are known: those that read a value, or whose result has a size that only the values tell.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import engine_worker
+import pytest
+import torch
+from every_strategy import STRATEGIES
+from lightning.pytorch import Callback, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_peft.testing import tiny_llama
+
+FIRST, LAST = 8, 28  # micro-batches that are watched, between PrunedLoRA's removals
+STEPS = (LAST - FIRST) // engine_worker.ACCUMULATE
+ATEN: Any = torch.ops.aten
+WAIT = {
+    ATEN._local_scalar_dense.default,
+    ATEN.nonzero.default,
+    ATEN.masked_select.default,
+    ATEN.equal.default,
+    ATEN._unique2.default,
+}
+# What works on tensors of the host on a GPU too: the loader, draws of masks and of seeds, the
+# optimizers' counts of steps, what Lightning logs.
+OF_THE_HOST = {"loader.py", "droplora.py", "dropout.py", "adam.py", "optimizer.py", "apply_func.py"}
+# Where a step may wait. transformers asks whether a batch has padding.
+NAMED = {"window.py", "masking_utils.py"}
+# And where a method decides: AdaLoRA by the scores of all layers, sparsegpt by what layers are fed.
+DECIDES = {"AdaLoRA": {"adalora.py"}, "PrunedLoRA, sparsegpt": {"observe.py"}}
+
+
+class Reads(TorchDispatchMode):
+    """Counts operations that would wait, by the innermost file that is not torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func is ATEN.index.Tensor and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if func in WAIT or by_mask:
+            files = [Path(frame.filename) for frame in traceback.extract_stack()[:-1]]
+            inner = [
+                file.name
+                for file in files
+                if "torch" not in file.parts or file.parent.name == "optim"
+            ]
+            if not OF_THE_HOST & set(inner[-3:]):
+                self.found[inner[-1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Counter[str]]:
+    """Counts by file where the host waits for the device."""
+    if device.type == "cpu":
+        with Reads() as reads:
+            yield reads.found
+        return
+    found: Counter[str] = Counter()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        yield found
+        torch.cuda.set_sync_debug_mode(before)
+    found.update(Path(w.filename).name for w in caught if "synchronizing" in str(w.message))
+
+
+class Watch(Callback):
+    """Watches some micro-batches of a fit."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.context = watched(device)
+        self.found: Counter[str] = Counter()
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        if index == FIRST:
+            self.found = self.context.__enter__()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if args[-1] == LAST - 1:
+            self.context.__exit__(None, None, None)
+
+
+class Module(engine_worker.Tiny):
+    def load_base(self) -> Any:
+        return tiny_llama(hidden_size=64)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_step_waits_where_its_loss_is_read_and_not_else(
+    name: str, tmp_path: Path, device: torch.device
+) -> None:
+    watch = Watch(device)
+    torch.manual_seed(0)
+    module = Module(
+        "tiny_llama",
+        adapter=STRATEGIES[name](),
+        optimizer=functools.partial(torch.optim.AdamW, lr=1e-3),
+    )
+    trainer = Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,
+        accumulate_grad_batches=engine_worker.ACCUMULATE,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        callbacks=[watch],
+    )
+    trainer.fit(module, engine_worker.Data())
+    print(name, dict(watch.found))
+    assert set(watch.found) <= NAMED | DECIDES.get(name, set())
+    assert watch.found["window.py"] <= STEPS
