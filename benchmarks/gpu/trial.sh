@@ -30,9 +30,8 @@ within() { # The rest of the time, and ten seconds to leave what there is.
 case "$STAGE" in
     right)
         # --tb=short, since a log has to be small enough to come back.
-        within "$PYTHON" -m pytest -m "gpu and not long" tests/gpu tests/models/test_liger.py \
-            -p no:cacheprovider --tb=short -q -rA ${TINY:+-k "PrunedLoRA or quantized"} \
-            --junit-xml "$OUT/right.xml"
+        within "$PYTHON" -m pytest -m "gpu and not long" tests/gpu -p no:cacheprovider --tb=short -q \
+            -rA ${TINY:+-k "PrunedLoRA or quantized"} --junit-xml "$OUT/right.xml"
         ;;
     fast)
         within "$PYTHON" benchmarks/gpu/fast.py --output "$OUT/fast.jsonl" ${TINY:+--tiny} "$@"

