@@ -62,12 +62,9 @@ class SaveConfig(SaveConfigCallback):
 
 
 def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
-    """A command's whole configuration as YAML, as SaveConfigCallback writes it.
-
-    It comes from the parser, which would take a fifth of its time to validate it once more.
-    """
+    """A command's whole configuration as YAML, as SaveConfigCallback writes it."""
     with older_names():
-        return parser.dump(config, skip_none=False, skip_validation=True)  # type: ignore[no-any-return]
+        return parser.dump(config, skip_none=False)  # type: ignore[no-any-return]
 
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:

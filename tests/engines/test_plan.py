@@ -20,7 +20,7 @@ from lightning_peft.modules.checkpoint import checkpoint_of, optimizer_states
 from lightning_peft.strategies import LoRA, PrunedLoRA
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]
 plan = importlib.import_module("plan")
 
 PARAMETERS = {"7B": 6_738_415_616, "8B": 8_030_261_248, "70B": 70_553_706_496}
@@ -192,9 +192,9 @@ def test_a_7b_checkpoint_is_adapter_and_moments() -> None:
 def test_the_benchmark_for_gpus_runs_on_a_tiny_shape(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gpu = importlib.import_module("gpu")
+    gpu = importlib.import_module("training")
     words = "--tiny --only PrunedLoRA --r 4 --steps 4 --warmup 1 --length 16 --batch_size 2"
-    monkeypatch.setattr(sys, "argv", ["gpu.py", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["training.py", *words.split()])
     gpu.main()
     line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("{"))
     found = json.loads(line)

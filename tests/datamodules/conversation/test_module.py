@@ -134,7 +134,8 @@ def test_the_second_turn_follows_the_first_answer_as_in_training(
     # What stands before the last answer of the same conversation in training.
     rows = next(iter(data.train_dataloader()))
     trained = set()
-    for ids, mask, labels in zip(*(rows[k].tolist() for k in rows if k != "num_target_tokens"),
+    wide = ("input_ids", "attention_mask", "labels")
+    for ids, mask, labels in zip(*(rows[key].tolist() for key in wide),
                                  strict=True):  # fmt: skip
         kept = [token for token, m in zip(ids, mask, strict=True) if m]
         trained.add(tuple(kept[: len(kept) - len(byte_ids(" !")) - 1]))
