@@ -33,6 +33,7 @@ def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_one_process_of_an_engine_is_one_device(
     tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
