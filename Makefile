@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export OMP_NUM_THREADS ?= 2
-# Python compiles what it imports; most of what is installed here never is.
-PIP := $(BIN)/pip install --quiet --no-compile
+PIP := $(BIN)/pip install --quiet
 
 .PHONY: quickstart real test slow long lint bench study clean
 
