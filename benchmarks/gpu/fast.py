@@ -77,14 +77,12 @@ class Bench:
         """The frozen model: forward, and backward to its inputs."""
         return floor_step(self.model(), self.batch)
 
-    def ours(
-        self, name: str = "LoRA", after: Callable[[Step], None] | None = None, **more: Any
-    ) -> Step:
+    def ours(self, name: str = "LoRA", before: int = 0, **more: Any) -> Step:
         """One of this package's strategies.
 
         Args:
             name: Its class.
-            after: Called with the step before it is measured.
+            before: Steps to make before it is measured.
             more: Arguments beside rank and targets.
         """
         from lightning_peft import strategies
@@ -96,8 +94,8 @@ class Bench:
             model, lambda ratio: [self.batch], lambda b: model(**b).loss, torch.optim.AdamW
         )
         step = train_step(model.train(), self.batch, strategy)
-        if after is not None:
-            after(step)
+        for _ in range(before):
+            step()
         return step
 
     def peft(self, **more: Any) -> Step:
@@ -140,9 +138,7 @@ class Bench:
             # At its first rank, and at its last after two removals.
             "PrunedLoRA, 4 r": lambda: self.ours("PrunedLoRA", **{**pruned, "start_step": 10**9}),
             "PrunedLoRA, at its end": lambda: self.ours(
-                "PrunedLoRA",
-                after=lambda step: [step() for _ in range(4)] and None,
-                **{**pruned, "prune_count": 3 * self.r // 2},
+                "PrunedLoRA", before=4, prune_count=3 * self.r // 2, **pruned
             ),
             "LoRA-drop": lambda: self.ours("LoRADrop", threshold=0.9, probe_epochs=1),
             "DoRA": lambda: self.ours("DoRA"),

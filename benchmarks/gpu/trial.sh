@@ -23,8 +23,11 @@ if [ -f kit/install.sh ] && ! "$PYTHON" -c 'import jsonargparse, lightning_peft'
     bash kit/install.sh >"$OUT/install.log" 2>&1 || echo "the kit was not installed, see install.log"
 fi
 
-within() { # The rest of the time, and ten seconds to leave what there is.
-    timeout --signal TERM --kill-after 10 "$((LIMIT - (SECONDS - BEGAN)))" "$@" >"$OUT/$STAGE.log" 2>&1
+within() { # The rest of the time, and ten seconds to leave what there is; CODE is how it ended.
+    local left=$((LIMIT - (SECONDS - BEGAN)))
+    # To timeout, 0 means for ever.
+    timeout --signal TERM --kill-after 10 "$((left > 1 ? left : 1))" "$@" >"$OUT/$STAGE.log" 2>&1
+    CODE=$?
 }
 
 case "$STAGE" in
@@ -45,7 +48,6 @@ case "$STAGE" in
         "$PYTHON" benchmarks/pretrained.py unpack "$NAME" "$RUNS" 2>/dev/null
         within "$PYTHON" -m lightning_peft compare --config "$STUDY" \
             --folder "$RUNS" --workers "${WORKERS:-4}" "$@"
-        CODE=$?
         "$PYTHON" benchmarks/pretrained.py pack "$RUNS" "$NAME" --folder "$OUT"
         ;;
     *)
@@ -53,7 +55,6 @@ case "$STAGE" in
         exit 2
         ;;
 esac
-CODE=${CODE:-$?}
 tail -c 100000 "$OUT/$STAGE.log" >"$OUT/$STAGE.tail" && mv "$OUT/$STAGE.tail" "$OUT/$STAGE.log"
 "$PYTHON" benchmarks/gpu/outcome.py "$STAGE" "$CODE" "$((SECONDS - BEGAN))" >"$OUT/$STAGE.json"
 cat "$OUT/$STAGE.json"

@@ -57,7 +57,8 @@ def check_strategy(
 
     Raises:
         AssertionError: On the first promise that is broken, saying which and where.
-        UserError: If the strategy is attached already, or cannot be sent to another process.
+        UserError: If the strategy is attached already, or cannot be sent to another process; if
+            several processes are given a device.
 
     Example::
 
@@ -65,10 +66,10 @@ def check_strategy(
     """
     make = _maker(strategy)
     processes = processes if ranks is None else ranks
+    where = _where(device, processes)
     if processes > 1:
         check_processes(make, processes)
         return
-    where = torch.device(device)
     with torch.random.fork_rng():
         check_start(make, where)
         trained = check_training(make, where)
@@ -79,6 +80,13 @@ def check_strategy(
         check_export(make, trained)
         check_recomputation(make, saved, where)
         check_fit(make, where)
+
+
+def _where(device: str | torch.device, processes: int) -> torch.device:
+    where = torch.device(device)
+    if processes > 1 and where.type != "cpu":
+        raise UserError(f"device {str(device)!r} is for processes=1; several train on the CPU.")
+    return where
 
 
 def _maker(strategy: AdapterStrategy | Make) -> Make:

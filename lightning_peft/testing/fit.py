@@ -64,7 +64,7 @@ def check_fit(make: Make, device: torch.device = CPU) -> None:
         AssertionError: If a run fails, or the two ends differ.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        fit = functools.partial(_fit, make, "cpu" if device.type == "cpu" else "gpu")
+        fit = functools.partial(_fit, make, device)
         whole = fit(Path(folder) / "whole")
         resumed = fit(Path(folder) / "resumed", Path(folder) / f"whole/step={SAVED}.ckpt")
     name = type(whole.adapter).__name__
@@ -81,7 +81,7 @@ def check_fit(make: Make, device: torch.device = CPU) -> None:
 
 
 def _fit(
-    make: Make, accelerator: str, folder: Path, checkpoint: Path | None = None
+    make: Make, device: torch.device, folder: Path, checkpoint: Path | None = None
 ) -> CausalLMModule:
     strategy = make()
     torch.manual_seed(5)
@@ -89,8 +89,8 @@ def _fit(
     module = _Module("tiny_llama", adapter=strategy, optimizer=optimizer)
     saves = ModelCheckpoint(folder, "{step}", every_n_train_steps=SAVED, save_top_k=-1)
     trainer = Trainer(
-        accelerator=accelerator,
-        devices=1,
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=1 if device.index is None else [device.index],
         max_steps=STEPS,
         default_root_dir=folder,
         logger=False,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft.adapters import adapter_layers, adapter_state_dict
 from lightning_peft.strategies import AdapterStrategy
-from lightning_peft.testing.model import Batch, random_batch, tiny_llama, to_device
+from lightning_peft.testing.model import Batch, random_batch, tiny_llama
 
 Make = Callable[[], AdapterStrategy]
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ class Run:
 
     def batch(self, seed: int) -> Batch:
         """A batch, where the model is."""
-        return to_device(random_batch(seed), self.device)
+        return move_data_to_device(random_batch(seed), self.device)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What trains, by full name."""
@@ -150,7 +151,7 @@ def adamw(params: Iterable[nn.Parameter]) -> Optimizer:
 def logits_of(model: nn.Module) -> Tensor:
     """Logits in eval at the attended positions, (tokens, vocabulary)."""
     was_training = model.training
-    batch = to_device(random_batch(2000), next(model.parameters()).device)
+    batch = move_data_to_device(random_batch(2000), next(model.parameters()).device)
     model.eval()
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     model.train(was_training)

@@ -56,8 +56,3 @@ def random_batch(seed: int, rows: int = 4, length: int = 10) -> Batch:
     lengths = torch.randint(length // 2, length + 1, (rows, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -148,13 +148,10 @@ def fit(
         strategy=strategy or engine(name),
         max_epochs=1,
         accumulate_grad_batches=ACCUMULATE,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
         callbacks=[watch, *callbacks],
+        **QUIET,
         **more,
     )
     made.ckpt_path = None if resume is None else str(resume)
@@ -190,6 +187,10 @@ def _deltas(module: Any) -> dict[str, Tensor]:
 
 
 Task = Callable[[str, int, Path], Any]
+QUIET: dict[str, Any] = {
+    **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False},
+    "use_distributed_sampler": False,
+}
 OPTIMIZERS = {
     "AdamW": functools.partial(torch.optim.AdamW, lr=1e-2),
     "fused AdamW": functools.partial(torch.optim.AdamW, lr=1e-2, fused=True),

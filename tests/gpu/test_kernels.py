@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.models.liger import apply_liger
@@ -16,7 +17,7 @@ from lightning_peft.testing import random_batch, tiny_llama
 
 
 def batch_on(device: torch.device) -> dict[str, torch.Tensor]:
-    return {key: value.to(device) for key, value in random_batch(0).items()}
+    return move_data_to_device(random_batch(0), device)
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from every_strategy import STRATEGIES
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from lightning_peft.adapters import adapter_layers
@@ -30,7 +31,7 @@ def train(name: str, device: torch.device, precision: str = "float32") -> dict[s
         autocast = torch.autocast(device.type, torch.bfloat16)
 
     def batch(seed: int) -> dict[str, Tensor]:
-        return {key: value.to(device) for key, value in random_batch(seed).items()}
+        return move_data_to_device(random_batch(seed), device)
 
     def adamw(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=1e-3)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_peft import testing
+from lightning_peft.errors import UserError
 from lightning_peft.strategies import (
     AdapterStrategy,
     DropLoRA,
@@ -129,3 +130,8 @@ def test_processes_have_two_names(arguments, expected, monkeypatch: pytest.Monke
     monkeypatch.setattr(testing, "check_processes", lambda make, count: asked.append(count))
     check_strategy(LoRA(r=2), **arguments)
     assert asked == expected
+
+
+def test_several_processes_take_no_device() -> None:
+    with pytest.raises(UserError, match="device 'cuda' is for processes=1; several train on the"):
+        check_strategy(LoRA(r=4), processes=2, device="cuda")

@@ -103,8 +103,9 @@ class ResumableDataLoader(DataLoader[Any]):
                 end = self._window_end(position)
                 tokens = self._count(range(position, end))
             batch["num_target_tokens"] = torch.tensor(tokens)
-            if batch["labels"].ndim == 2:
-                batch["target_positions"] = target_positions(batch["labels"])
+            labels = batch.get("labels")
+            if isinstance(labels, torch.Tensor) and labels.ndim == 2:
+                batch["target_positions"] = target_positions(labels)
             # Before the yield: the state saved while a batch is in work counts it as done.
             self.epoch, self.position, self._continues = epoch, position + 1, False
             yield batch
