@@ -1,6 +1,6 @@
-"""GLUE's RTE on MiniLM by a plain loop of PyTorch and PEFT, to hold our own run against.
+"""RTE and SST-2 on MiniLM by a plain loop of PyTorch and PEFT, to hold our own runs against.
 
-    python benchmarks/glue_reference.py --data_dir DATA --seeds 0 1 2 3 4
+    python benchmarks/glue_reference.py --task rte --data_dir DATA --seeds 0 1 2 3 4
 
 Nothing of lightning_peft is used but the model's folder. Records, tokens, batches, schedule and
 optimizer are those of ``configs/families/glue/small.yaml``, written anew. Each seed adds a line to
@@ -23,19 +23,21 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 from lightning_peft.assets import resolve_model
 
 RESULTS = Path(__file__).parent / "results" / "glue_reference.jsonl"
-LABELS = {"entailment": 0, "not_entailment": 1}
-Record = tuple[str, str, int]
+LABELS = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}
+FOLDERS = {"rte": "RTE", "sst2": "SST-2"}
+Record = tuple[tuple[str, ...], int]  # a sentence or a pair, and its label
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file of RTE's."""
-    lines = path.read_text().splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    return [(first, second, LABELS[label]) for _, first, second, label in rows]
+    """The records of a published file; RTE's rows begin with a number."""
+    head, *lines = path.read_text().splitlines()
+    first = int(head.startswith("index"))
+    rows = [line.split("\t")[first:] for line in lines]
+    return [(tuple(row[:-1]), LABELS[row[-1]]) for row in rows]
 
 
 def train(folder: Path, seed: int, steps: int, rate: float, batch: int) -> dict[str, float]:
-    """Train on the train set, and score the dev set."""
+    """Train on a folder's train set, and score its dev set."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     name = resolve_model("minilm")
@@ -48,11 +50,12 @@ def train(folder: Path, seed: int, steps: int, rate: float, batch: int) -> dict[
     schedule = get_scheduler("linear", optimizer, math.ceil(0.06 * steps), steps)
 
     def outputs(records: list[Record]) -> tuple[torch.Tensor, torch.Tensor]:
-        firsts, seconds, labels = map(list, zip(*records, strict=True))
+        texts, labels = zip(*records, strict=True)
+        columns = [list(column) for column in zip(*texts, strict=True)]
         options = {"truncation": True, "max_length": 128, "padding": True, "return_tensors": "pt"}
-        return model(**tokenizer(firsts, seconds, **options)).logits, torch.tensor(labels)
+        return model(**tokenizer(*columns, **options)).logits, torch.tensor(labels)
 
-    records, dev = read(folder / "RTE" / "train.tsv"), read(folder / "RTE" / "dev.tsv")
+    records, dev = read(folder / "train.tsv"), read(folder / "dev.tsv")
     order: list[Record] = []
     for _ in range(steps):
         if len(order) < batch:
@@ -77,6 +80,7 @@ def train(folder: Path, seed: int, steps: int, rate: float, batch: int) -> dict[
 def main() -> None:
     """Train each seed that is given."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=FOLDERS, default="rte")
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=200)
@@ -85,8 +89,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     for seed in given.seeds:
-        scores = train(given.data_dir, seed, given.steps, given.rate, given.batch)
-        line = json.dumps({"seed": seed, "steps": given.steps, "rate": given.rate, **scores})
+        folder = given.data_dir / FOLDERS[given.task]
+        scores = train(folder, seed, given.steps, given.rate, given.batch)
+        settings = {name: getattr(given, name) for name in ("task", "steps", "rate", "batch")}
+        line = json.dumps({**settings, "seed": seed, **scores})
         print(line, flush=True)
         with given.output.open("a") as file:
             file.write(line + "\n")
