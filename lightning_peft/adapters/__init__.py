@@ -10,6 +10,7 @@ from lightning_peft.adapters.attach import (
 )
 from lightning_peft.adapters.compiled import compile_model
 from lightning_peft.adapters.gates import Gate
+from lightning_peft.adapters.growth import add_components
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.merge import merge
 from lightning_peft.adapters.observe import observe_inputs
@@ -31,6 +32,7 @@ __all__ = [
     "PeftForm",
     "adapter_layers",
     "adapter_state_dict",
+    "add_components",
     "compile_model",
     "fingerprint",
     "keep_components",

@@ -50,11 +50,13 @@ class AdaptedLayer(nn.Module):
     Attributes:
         r: Rank at the start; None for a form without ranks.
         rank: How many components are alive; None for a form without ranks.
+        max_r: How many it may have; None for no more than ``r``.
         gate: What stands on the rank dimension; None where nothing does.
     """
 
     r: int | None = None
     rank: int | None = None
+    max_r: int | None = None
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

@@ -89,6 +89,21 @@ def rank_scale(gate: nn.Module | None) -> RankScale:
     return next(part for part in gate.modules() if isinstance(part, RankScale))
 
 
+def widen_gate(gate: nn.Module, r: int, width: int) -> None:
+    """Give a gate's parameters of shape (r,) room for more components, which begin with 1.
+
+    Args:
+        gate: The gate, changed in place.
+        r: Its rank.
+        width: Values that they hold afterwards.
+    """
+    for owner in gate.modules():
+        for leaf, parameter in owner.named_parameters(recurse=False):
+            if parameter.shape == (r,):
+                wide = torch.cat([parameter.detach(), parameter.new_ones(width - r)])
+                setattr(owner, leaf, nn.Parameter(wide, parameter.requires_grad))
+
+
 def gate_diagonal(gate: nn.Module, r: int) -> Tensor:
     """The fixed diagonal that a gate is in eval.
 

@@ -25,7 +25,7 @@ from lightning_peft.adapters.functional import (
     lora_linear,
     masked,
 )
-from lightning_peft.adapters.gates import chosen_components, gate_diagonal
+from lightning_peft.adapters.gates import chosen_components, gate_diagonal, widen_gate
 from lightning_peft.adapters.placement import adapter_device
 from lightning_peft.errors import UserError
 
@@ -48,19 +48,21 @@ class LoRALinear(AdaptedLayer):
     Args:
         base: The linear to adapt: ``nn.Linear`` or a subclass (quantized ones too). It is used as
             it is.
-        r: Initial rank, at least 1.
+        r: Initial rank. 0 is for a layer that gets its first component while it trains.
         lora_alpha: Numerator of the scaling, ``lora_alpha / r`` (``lora_alpha / sqrt(r)`` with
-            ``use_rslora``). The scaling stays what it is at rank ``r`` when components are removed.
+            ``use_rslora``; ``lora_alpha`` at r = 0). It stays what it is when ranks change.
         lora_dropout: Probability of dropping an element of the input x, in training.
         use_rslora: Rank-stabilised scaling (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
         gate: A module that maps rank activations (..., r) to (..., r); in eval it must be a fixed
             diagonal, since merging and export fold it into B.
         dtype: Of A and B. ``None``: float32 over a half-precision or quantized base, else the
             base's.
+        max_r: The most components that it may get
+            (:func:`lightning_peft.adapters.add_components`); None for ``r``.
 
     Raises:
-        UserError: If ``r`` is below 1, ``lora_dropout`` lies outside [0, 1), or ``lora_alpha`` is
-            not a finite number above zero.
+        UserError: If ``r`` is below 0 or above ``max_r``, which is 0, ``lora_dropout`` lies outside
+            [0, 1), or ``lora_alpha`` is not a finite number above zero.
     """
 
     def __init__(
@@ -72,10 +74,16 @@ class LoRALinear(AdaptedLayer):
         use_rslora: bool = False,
         gate: nn.Module | None = None,
         dtype: torch.dtype | None = None,
+        max_r: int | None = None,
     ) -> None:
         super().__init__(base)
-        if r < 1:
-            raise UserError(f"r must be at least 1, got {r}.")
+        self.max_r: int = r if max_r is None else max_r
+        if self.max_r < 1:
+            raise UserError(
+                f"{'r' if max_r is None else 'max_r'} must be at least 1, got {self.max_r}."
+            )
+        if not 0 <= r <= self.max_r:
+            raise UserError(f"r must lie between 0 and max_r ({self.max_r}), got {r}.")
         if not 0 <= lora_dropout < 1:
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         if not 0 < lora_alpha < math.inf:
@@ -85,13 +93,17 @@ class LoRALinear(AdaptedLayer):
             "device": adapter_device(weight),
             "dtype": dtype or (torch.float64 if weight.dtype == torch.float64 else torch.float32),
         }
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **where))
-        self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **where))
+        # An engine of several processes keeps sizes: what may grow is made with room.
+        width = self.max_r if distributed.is_distributed() else r
+        self.lora_A = nn.Parameter(torch.zeros(width, self.in_features, **where))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, width, **where))
         self.r: int = r
         self.rank: int = r
-        self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
+        self.scaling = lora_alpha / (math.sqrt(max(r, 1)) if use_rslora else max(r, 1))
         self.dropout = InputDropout(lora_dropout) if lora_dropout else nn.Identity()
         self.gate = gate.to(self.lora_A.device) if gate is not None else None
+        if gate is not None and width > r:
+            widen_gate(gate, r, width)
         self.reset_parameters()
 
     def reset_parameters(self, init_lora_weights: bool | str = True) -> None:
@@ -109,16 +121,18 @@ class LoRALinear(AdaptedLayer):
             raise UserError(
                 f"init_lora_weights must be true, false or 'gaussian', got {init_lora_weights!r}."
             )
-        if self.lora_A.is_meta:
+        if self.lora_A.is_meta or not self.rank:
             return
-        if init_lora_weights == "gaussian":
-            nn.init.normal_(self.lora_A, std=1 / self.lora_A.shape[0])
-        else:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        if init_lora_weights:
-            nn.init.zeros_(self.lora_B)
-        else:
-            nn.init.kaiming_uniform_(self.lora_B, a=math.sqrt(5))
+        with torch.no_grad():
+            A, B = self.active_A, self.active_B
+            if init_lora_weights == "gaussian":
+                nn.init.normal_(A, std=1 / self.rank)
+            else:
+                nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+            if init_lora_weights:
+                nn.init.zeros_(B)
+            else:
+                nn.init.kaiming_uniform_(B, a=math.sqrt(5))
 
     @property
     def active_A(self) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
             torch.utils.swap_tensors(parameter, fresh)
     except RuntimeError as error:
         raise RuntimeError(
-            "components cannot be removed while something else holds on to their parameter: a "
+            "a rank cannot change while something else holds on to the parameters: a "
             "graph that is still to be used (retain_graph=True, a forward without its backward "
             f"pass), a view or a weak reference ({error})."
         ) from error
@@ -100,38 +100,56 @@ def keep_components(
     if optimizer is not None and resize:
         for parameter, _ in layer.components():
             distributed.moments(parameter, optimizer)  # refuses before anything is changed
+    gate = list(gate_tensors(layer))  # told by their shape, which changes below
     for parameter, dim in layer.components():
         _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
-    if layer.gate is not None:
-        _keep_in_gate(layer, indices, optimizer, resize)
+    for owner, leaf, tensor in gate:
+        own = indices.to(tensor.device)
+        if isinstance(tensor, nn.Parameter):
+            _keep_slices(tensor, 0, own, optimizer, resize)
+        else:
+            setattr(owner, leaf, tensor[own])
     layer.rank = len(indices)
 
 
-def _keep_in_gate(
-    layer: AdaptedLayer, indices: Tensor, optimizer: Optimizer | None, resize: bool
-) -> None:
-    """Take what a gate holds for each component, tensors of shape (r,), like A and B.
+def width(layer: AdaptedLayer) -> int:
+    """How many components a layer's parameters hold, living ones and what is dead behind them."""
+    parameter, dim = layer.components()[0]
+    return distributed.shape(parameter)[dim]
+
+
+def gate_tensors(layer: AdaptedLayer) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """What a layer's gate holds for each component: tensors of shape (r,).
 
     Where a parameter has to keep its size the gate computes with its front
-    (``values[: z.shape[-1]]``). Buffers belong to no engine and shrink everywhere.
+    (``values[: z.shape[-1]]``). Buffers belong to no engine and are resized everywhere.
+
+    Args:
+        layer: The layer.
+
+    Yields:
+        The module that holds one, its name there, and the tensor.
+
+    Raises:
+        UserError: If one has another shape that holds the rank.
     """
-    gate, r = layer.gate, layer.rank
-    assert gate is not None
-    assert r is not None
-    held = [*gate.named_parameters(), *gate.named_buffers()]
-    for name, tensor in held:
-        if tensor.dim() > 1 and r in tensor.shape:
-            raise UserError(
-                f"{type(gate).__name__}.{name} has shape {tuple(tensor.shape)} at rank {r}: what a "
-                "gate holds for each component must have shape (r,) for components to be removed."
-            )
-    for name, tensor in held:
-        if isinstance(tensor, nn.Parameter):
-            if distributed.shape(tensor) == (r if resize else layer.r,):
-                _keep_slices(tensor, 0, indices.to(tensor.device), optimizer, resize)
-        elif tensor.shape == (r,):
-            owner, _, leaf = name.rpartition(".")
-            setattr(gate.get_submodule(owner), leaf, tensor[indices.to(tensor.device)])
+    gate, rank = layer.gate, layer.rank
+    if gate is None or rank is None:
+        return
+    wide = width(layer)
+    for path, owner in gate.named_modules():
+        parameters = owner.named_parameters(recurse=False)
+        for leaf, tensor in (*parameters, *owner.named_buffers(recurse=False)):
+            size = wide if isinstance(tensor, nn.Parameter) else rank
+            if tensor.dim() > 1 and rank in tensor.shape:
+                name = f"{path}.{leaf}".lstrip(".")
+                raise UserError(
+                    f"{type(gate).__name__}.{name} has shape {tuple(tensor.shape)} at rank {rank}: "
+                    "what a gate holds for each component must have shape (r,) for components to "
+                    "be removed or added."
+                )
+            if distributed.shape(tensor) == (size,):  # type: ignore[arg-type]
+                yield owner, leaf, tensor
 
 
 def check_gates(layers: Iterable[AdaptedLayer]) -> None:
@@ -195,42 +213,6 @@ def _check_gate(gate: nn.Module, rank: int, like: Tensor) -> None:
         )
 
 
-def match_ranks(layers: Iterable[tuple[AdaptedLayer, int]]) -> None:
-    """Give layers the ranks that a saved state has, before that state is loaded.
-
-    A layer that has lost more components since gets them back, for the load to fill.
-
-    Args:
-        layers: Each layer with its saved rank.
-
-    Raises:
-        UserError: If a saved rank is above the one that a layer began with.
-    """
-    for layer, rank in layers:
-        present = layer.rank or 0
-        if rank > (layer.r or 0):
-            raise UserError(f"a saved rank of {rank} does not fit a layer of rank {layer.r}.")
-        if rank > present:
-            _grow(layer, rank)
-        elif rank < present:
-            keep_components(layer, torch.arange(rank))
-
-
-def _grow(layer: AdaptedLayer, rank: int) -> None:
-    gate = [] if layer.gate is None else [(t, 0) for t in layer.gate.parameters()]
-    for parameter, dim in [*layer.components(), *gate]:
-        shape = [*distributed.shape(parameter)]  # where sizes are kept there is room already
-        if shape and shape[dim] == layer.rank:
-            shape[dim] = rank
-            replace_tensor(parameter, parameter.detach().new_zeros(shape))
-    if layer.gate is not None:
-        for name, buffer in layer.gate.named_buffers():
-            if buffer.shape == (layer.rank,):
-                owner, _, leaf = name.rpartition(".")
-                setattr(layer.gate.get_submodule(owner), leaf, buffer.new_zeros(rank))
-    layer.rank = rank
-
-
 def living_part(layers: Iterable[AdaptedLayer]) -> dict[int, tuple[int, int]]:
     """Which parameters hold dead components behind the living ones.
 
@@ -242,10 +224,9 @@ def living_part(layers: Iterable[AdaptedLayer]) -> dict[int, tuple[int, int]]:
     """
     found = {}
     for layer in layers:
-        rank = layer.rank or 0
-        gate = [] if layer.gate is None else [(p, 0) for p in layer.gate.parameters()]
-        for parameter, dim in [*layer.components(), *gate]:
-            shape = distributed.shape(parameter)
-            if dim < len(shape) and shape[dim] == layer.r and rank < layer.r:
-                found[id(parameter)] = (dim, rank)
+        components = layer.components()
+        if components and width(layer) > (layer.rank or 0):
+            gate = [(t, 0) for _, _, t in gate_tensors(layer) if isinstance(t, nn.Parameter)]
+            for parameter, dim in [*components, *gate]:
+                found[id(parameter)] = (dim, layer.rank or 0)
     return found

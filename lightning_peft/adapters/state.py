@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers, trained_values
-from lightning_peft.adapters.shrink import living_part, match_ranks
+from lightning_peft.adapters.growth import match_ranks
+from lightning_peft.adapters.shrink import living_part
 from lightning_peft.errors import UserError
 
 

@@ -28,6 +28,7 @@ from lightning_peft.distributed.parameters import (
     shape,
     value,
     write,
+    write_moment,
 )
 from lightning_peft.distributed.processes import (
     assert_agreement,
@@ -76,4 +77,5 @@ __all__ = [
     "value",
     "world_size",
     "write",
+    "write_moment",
 ]

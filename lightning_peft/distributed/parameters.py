@@ -84,6 +84,12 @@ def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def write_moment(p: nn.Parameter, optimizer: Any, key: str, full: Tensor) -> None:
+    """Set what the optimizer remembers of a parameter under one key, in full."""
+    keeper_of(p).write_moment(optimizer, key, full)
+
+
+@torch.no_grad()
 def rewrite(p: nn.Parameter, change: Change, optimizer: Any = None) -> None:
     """Change a parameter, its gradient and its moments alike, each in full, sizes unchanged.
 

@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 
 from lightning_peft.adapters.attach import lora_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
+from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import keep_components, match_ranks
+from lightning_peft.adapters.shrink import keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
 from lightning_peft.strategies.base import AdapterStrategy

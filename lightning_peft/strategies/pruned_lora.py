@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import AttachReport, lora_layers
+from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
-from lightning_peft.adapters.shrink import check_gates, keep_components, match_ranks
+from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import criteria, linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy

@@ -13,7 +13,8 @@ from torch.optim import Adafactor
 from lightning_peft import distributed
 from lightning_peft.adapters import LoRALinear, keep_components
 from lightning_peft.adapters.gates import RankScale
-from lightning_peft.adapters.shrink import check_gates, match_ranks
+from lightning_peft.adapters.growth import match_ranks
+from lightning_peft.adapters.shrink import check_gates
 from lightning_peft.strategies import LearnedRankMask, LoRA, PrunedLoRA, RankDropout, StepMask
 
 KEEP = torch.tensor([1, 2, 4])
