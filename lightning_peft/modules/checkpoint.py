@@ -133,9 +133,10 @@ def _check_origin(saved: dict[str, Any], adapter: AdapterStrategy) -> None:
             "the configuration that it was trained with."
         )
     for key, value in _arguments(adapter).items():
-        if saved["arguments"][key] != value:
+        was = saved["arguments"].get(key, {})  # an earlier one knew no patterns
+        if was != value:
             raise UserError(
-                f"the checkpoint was trained with {key} = {saved['arguments'][key]}, "
+                f"the checkpoint was trained with {key} = {was}, "
                 f"model.adapter.{key} is {value}; give that of the checkpoint."
             )
     if saved["base"] != adapter.base_fingerprint:
@@ -163,7 +164,8 @@ def restore_loader(fit_loop: Any) -> None:
 def _arguments(adapter: AdapterStrategy) -> dict[str, Any]:
     """What no tensor's shape tells: the scaling, and which of the base's modules train."""
     saved = sorted(adapter.modules_to_save or ())
-    scaling = {key: getattr(adapter, key) for key in ("r", "lora_alpha", "use_rslora")}
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    scaling = {key: getattr(adapter, key) for key in keys}
     return {**scaling, "modules_to_save": saved}
 
 

@@ -71,12 +71,12 @@ def select_per_matrix(scores: Tensor, count: int) -> Tensor:
 
     Args:
         scores: `(..., r)`.
-        count: how many to remove from each, at most r.
+        count: how many to remove from each, at most r; none below 1.
 
     Returns:
         Indices, `(..., count)`, the lowest score first.
     """
-    return scores.detach().argsort(dim=-1, stable=True)[..., :count]
+    return scores.detach().argsort(dim=-1, stable=True)[..., : max(count, 0)]
 
 
 def select_global(scores: Sequence[Tensor], total_count: int, min_r: int) -> list[Tensor]:

@@ -163,7 +163,7 @@ class AdaLoRA(AdapterStrategy):
             scores.append(sensitivity.triplet_score(value, left, right))
         budget = sensitivity.cubic_budget(
             self.total_step if final else step,
-            self.r * len(layers),
+            sum(layer.r for layer in layers.values()),
             self.target_r * len(layers),
             self.tinit,
             self.tfinal,
@@ -181,7 +181,8 @@ class AdaLoRA(AdapterStrategy):
 
     def final_parameters(self, model: nn.Module) -> int:
         """The count at ``target_r`` in every layer, which is its mean at the end."""
-        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
+        layers = lora_layers(model).values()  # a pattern may start one below the target
+        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

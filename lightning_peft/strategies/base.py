@@ -26,6 +26,7 @@ from lightning_peft.adapters.gates import step_gates
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
 from lightning_peft.errors import UserError
+from lightning_peft.strategies.by_name import ByName, check_patterns
 from lightning_peft.strategies.hooks import StepHooks
 from lightning_peft.strategies.signatures import (
     MakeOptimizer,
@@ -69,6 +70,9 @@ class AdapterStrategy(StepHooks):
     Args:
         r: Rank, at least 1.
         lora_alpha: Numerator of the scaling ``lora_alpha / r``; 2 r when None.
+        rank_pattern: Ranks of layers that differ from ``r``, by the end of their full names or a
+            regex of it; the first pattern that matches counts, as in PEFT.
+        alpha_pattern: The same for ``lora_alpha``.
         lora_dropout: Probability of dropping an element of a layer's input, in training.
         target_modules: The linears to adapt: a list of names or ends of names, a regex of full
             names, or ``all-linear`` (every linear but the output layer).
@@ -83,7 +87,8 @@ class AdapterStrategy(StepHooks):
             value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
-        UserError: If ``r`` is below 1 or ``lora_dropout`` lies outside [0, 1).
+        UserError: If a rank is below 1, ``lora_dropout`` lies outside [0, 1), or a pattern is no
+            regular expression.
     """
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
@@ -107,10 +112,14 @@ class AdapterStrategy(StepHooks):
         init_lora_weights: bool | str = True,
         rank_gate: MakeGate | None = None,
         share_dropout: bool = False,
+        rank_pattern: dict[str, int] | None = None,
+        alpha_pattern: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        if r < 1:
-            raise UserError(f"r must be at least 1, got {r}.")
+        ranks = {"r": r, **{f"rank_pattern {k!r}": v for k, v in (rank_pattern or {}).items()}}
+        for key, rank in ranks.items():
+            if rank < 1:
+                raise UserError(f"{key} must be at least 1, got {rank}.")
         if not 0 <= lora_dropout < 1:
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         self.r = r
@@ -123,6 +132,9 @@ class AdapterStrategy(StepHooks):
         self.init_lora_weights = init_lora_weights
         self.rank_gate = rank_gate
         self.share_dropout = share_dropout
+        self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
+        self._ranks = ByName("rank_pattern", rank_pattern)
+        self._alphas = ByName("alpha_pattern", alpha_pattern)
         self.base_fingerprint = ""
         self.decisions: list[dict[str, Any]] = []
 
@@ -142,7 +154,7 @@ class AdapterStrategy(StepHooks):
         layer says so here::
 
             def layer(self, base, name):
-                return LoRALinear(base, **self.lora_arguments(r=self.rank_of[name]))
+                return LoRALinear(base, **self.lora_arguments(name, r=self.found[name]))
 
         Args:
             base: The linear.
@@ -152,18 +164,19 @@ class AdapterStrategy(StepHooks):
             An adapted layer over it (:class:`lightning_peft.adapters.AdaptedLayer`), or the linear
             itself.
         """
-        return self.layer_class(base, **self.lora_arguments())
+        return self.layer_class(base, **self.lora_arguments(name))
 
-    def lora_arguments(self, r: int | None = None) -> dict[str, Any]:
+    def lora_arguments(self, name: str = "", r: int | None = None) -> dict[str, Any]:
         """The arguments of a :class:`LoRALinear` by this strategy's own, a fresh gate among them.
 
         Args:
+            name: Full name of the layer, by which ``rank_pattern`` and ``alpha_pattern`` apply.
             r: Rank of the layer; the strategy's when None.
         """
-        r = self.r if r is None else r
+        r = self._ranks.of(name, self.r) if r is None else r
         return {
             "r": r,
-            "lora_alpha": self.lora_alpha,
+            "lora_alpha": self._alphas.of(name, self.lora_alpha),
             "lora_dropout": self.lora_dropout,
             "use_rslora": self.use_rslora,
             "gate": self.gate(r),
@@ -321,6 +334,7 @@ class AdapterStrategy(StepHooks):
         model.requires_grad_(False)
         names = [name for group in matched.values() for name in group]
         layers = replace_linears(model, names, with_name(self.layer))
+        check_patterns(type(self).__name__, self._ranks, self._alphas, layers)
         if self.share_dropout:
             share_draws(module for layer in layers.values() for module in layer.modules())
         for layer in layers.values() if initialize else ():

@@ -172,9 +172,9 @@ class LoRADrop(AdapterStrategy):
         Returns:
             The layout.
         """
-        kinds: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+        kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name, layer in layers.items():
-            kinds[kind_of(name), layer.out_features, layer.in_features].append(name)
+            kinds[_alike(name, layer)].append(name)
         layout: Layout = {}
         for names in kinds.values():
             values = [importance[name] for name in names]
@@ -214,17 +214,14 @@ class LoRADrop(AdapterStrategy):
                 f"the LoRA-drop layout is of other layers: {differing[0]} is not in {where} "
                 f"({len(differing)} differ); probe again, or give the target_modules of that probe."
             )
-        leaders: dict[tuple[str, int, int], LoRALinear] = {}
+        leaders: dict[tuple[Any, ...], LoRALinear] = {}
         for name, layer in layers.items():
             role = layout[name]["role"]
             if role == "removed":
                 model.set_submodule(name, layer.base)
                 self.note(0, name, "removed", 0)
             elif role == "shared":
-                leader = leaders.setdefault(
-                    (kind_of(name), layer.out_features, layer.in_features), layer
-                )
-                layer.share_with(leader)
+                layer.share_with(leaders.setdefault(_alike(name, layer), layer))
                 self.note(0, name, "shared", layer.rank)
         self.layout = layout
 
@@ -257,6 +254,12 @@ class LoRADrop(AdapterStrategy):
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self.layout = state_dict["layout"]
+
+
+def _alike(name: str, layer: LoRALinear) -> tuple[Any, ...]:
+    """The same for layers that can share: of one kind, shape, rank and scaling."""
+    shape = (layer.out_features, layer.in_features, layer.r)
+    return kind_of(name), *shape, layer.scaling
 
 
 def _windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:

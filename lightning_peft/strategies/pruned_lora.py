@@ -5,9 +5,8 @@ with the lowest score leave every matrix: parameters, gradients and the optimize
 smaller. The score and the recovery of the survivors come from a second-order model of the loss
 (:mod:`lightning_peft.pruning`).
 
-Known deviations from the published code: its recovery does not run as written (an r × r inverse
-times a d-vector), and its removal is a mask, which saves neither memory nor time. Which recovery is
-the default was measured; see ``docs/methods.md``.
+Deviations from the published code: its recovery does not run as written (an r × r inverse times a
+d-vector), and its removal is a mask, which saves nothing. The default recovery was measured.
 """
 
 from __future__ import annotations
@@ -155,7 +154,8 @@ class PrunedLoRA(AdapterStrategy):
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Remove components if this step is due."""
         layers = lora_layers(model)
-        excess = sum(layer.rank for layer in layers.values()) - self.target_r * len(layers)
+        lowest = -self.target_r if self.allocation == "global" else 0
+        excess = sum(max(layer.rank - self.target_r, lowest) for layer in layers.values())
         if excess <= 0:
             if self._watch is not None:
                 self._watch.stop()
@@ -165,8 +165,7 @@ class PrunedLoRA(AdapterStrategy):
         if not due and self.recovery != "gradient":
             return
         grads = {name: layer.whole_gradients() for name, layer in layers.items()}
-        every = [grad for pair in grads.values() for grad in pair]
-        if not nn.utils.get_total_norm(every).isfinite():
+        if not nn.utils.get_total_norm([g for pair in grads.values() for g in pair]).isfinite():
             # A step that a gradient scaler skips, or one that ends the run: no ground to decide on.
             if due:
                 rank_zero_warn(
@@ -190,8 +189,8 @@ class PrunedLoRA(AdapterStrategy):
         zeros = {}
         for name, layer in layers.items():
             A = layer.active_A
-            tokens = torch.zeros((), device=A.device)
-            zeros[name] = {"C": A.detach().new_zeros(layer.rank, layer.rank), "tokens": tokens}
+            C = A.detach().new_zeros(layer.rank, layer.rank)
+            zeros[name] = {"C": C, "tokens": torch.zeros((), device=A.device)}
         self.sums.share(zeros, count="tokens")
 
     def _remove(
@@ -266,18 +265,18 @@ class PrunedLoRA(AdapterStrategy):
             if not count:
                 continue
             gone = torch.stack([removed[names[i]] for i in members])
-            changes = self._changes(matrices.select(members), gone)
+            own = matrices.select(members)
+            if self.recovery == "activation":
+                changes = criteria.activation_change(own, gone, self.damping)
+            else:
+                changes = criteria.gradient_change(own, gone, self.damping, self.max_ratio)
             for i, change_B, change_A in zip(members, *changes, strict=True):
                 layers[names[i]].add_to_whole(change_A, change_B)
 
-    def _changes(self, matrices: criteria.Matrices, gone: Tensor) -> tuple[Tensor, Tensor]:
-        if self.recovery == "activation":
-            return criteria.activation_change(matrices, gone, self.damping)
-        return criteria.gradient_change(matrices, gone, self.damping, self.max_ratio)
-
     def final_parameters(self, model: nn.Module) -> int:
         """The count at ``target_r`` in every layer; with ``global`` allocation, its mean."""
-        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
+        layers = lora_layers(model).values()  # a pattern may start one below the target
+        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,11 +41,13 @@ class TiedLoRA(AdapterStrategy):
         lora: The arguments that all strategies share.
     """
 
-    layer_class = TiedLinear
-
     def gate(self, r: int) -> nn.Module:
         """The vector u, before what every strategy may have there."""
         return chain(RankScale(r, 1.0), super().gate(r))
+
+    def layer(self, base: nn.Module, name: str) -> TiedLinear:
+        """Of one rank, since all share their components."""
+        return TiedLinear(base, **self.lora_arguments(name, r=self.r))
 
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach as every strategy does, and tie what layers share."""

@@ -42,6 +42,8 @@ def test_adapters_are_saved_and_the_base_is_not() -> None:
         "r": 2,
         "lora_alpha": 4,
         "use_rslora": False,
+        "rank_pattern": {},
+        "alpha_pattern": {},
         "modules_to_save": ["lm_head"],
     }
     assert saved["adapter"]["layers"] == list(adapter_layers(model))
