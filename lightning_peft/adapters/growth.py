@@ -28,13 +28,14 @@ def add_components(
     B_new: Tensor,
     optimizer: Optimizer | None = None,
     moments: Moments | None = None,
+    gate: float = 1.0,
     resize: bool | None = None,
 ) -> None:
     """Add components behind those that a layer has; parameter objects stay the same ones.
 
     The layer's function changes by ``s · B_new A_new x``: with one of the two zero it stays what it
-    was. Gradients of the new components are zero, as are their moments unless they are given; a
-    gate begins with 1 for them. An optimizer's step counter belongs to the whole parameter, so that
+    was. Gradients of the new components are zero, as are their moments unless they are given. An
+    optimizer's step counter belongs to the whole parameter, so that
     Adam takes the zeros for moments that are long past their start: the first steps of a new
     component are up to √(1 / (1 - β₂)) times (1 - β₁) of its learning rate long, 3.2 at Adam's
     defaults.
@@ -47,6 +48,7 @@ def add_components(
             more.
         moments: By the optimizer's key (``exp_avg``), what it is to remember of the new rows and
             columns, in the shapes of ``A_new`` and ``B_new``.
+        gate: What a gate holds for each new component.
         resize: Whether tensors get larger, or new components go into room that was kept; None for
             what the engine allows: they get larger on one device only.
 
@@ -58,27 +60,21 @@ def add_components(
     rank, count = layer.rank or 0, len(A_new)
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
-    if not resize and rank + count > width(layer):
-        raise UserError(
-            f"a layer of rank {rank} has room for {width(layer) - rank} more components, not for "
-            f"{count}: an engine of several processes keeps sizes, so make the layer with "
-            f"max_r={rank + count} or more."
-        )
+    if not resize:
+        _check_room(layer, count)
     given = dict(moments or {})
     if optimizer is not None:
         _check_moments(layer, optimizer, given)  # refuses before anything is changed
-    gate = list(gate_tensors(layer))  # told by their shape, which changes below
-    for index, ((parameter, dim), new) in enumerate(
-        zip(layer.components(), (A_new, B_new), strict=True)
-    ):
+    held = list(gate_tensors(layer))  # told by their shape, which changes below
+    for index, (parameter, dim) in enumerate(layer.components()):
         own = {key: pair[index] for key, pair in given.items()}
-        _extend(parameter, dim, rank, new, own, optimizer, resize)
-    for owner, leaf, tensor in gate:
-        ones = torch.ones(count, dtype=tensor.dtype, device=tensor.device)
+        _extend(parameter, dim, rank, (A_new, B_new)[index], own, optimizer, resize)
+    for owner, leaf, tensor in held:
+        values = torch.full((count,), gate, device=tensor.device).to(tensor.dtype)
         if isinstance(tensor, nn.Parameter):
-            _extend(tensor, 0, rank, ones, {}, optimizer, resize)
+            _extend(tensor, 0, rank, values, {}, optimizer, resize)
         else:
-            setattr(owner, leaf, torch.cat([tensor, ones]))
+            setattr(owner, leaf, torch.cat([tensor, values]))
     layer.rank = rank + count
 
 
@@ -106,6 +102,16 @@ def _check(layer: AdaptedLayer, A_new: Tensor, B_new: Tensor) -> None:
         )
     if not (A_new.isfinite().all() and B_new.isfinite().all()):
         raise UserError("new components hold NaN or infinite values.")
+
+
+def _check_room(layer: AdaptedLayer, count: int) -> None:
+    rank, room = layer.rank or 0, width(layer)
+    if rank + count > room:
+        raise UserError(
+            f"a layer of rank {rank} has room for {room - rank} more components, not for "
+            f"{count}: an engine of several processes keeps sizes, so make the layer with "
+            f"max_r={rank + count} or more."
+        )
 
 
 def _check_moments(layer: AdaptedLayer, optimizer: Optimizer, given: Moments) -> None:
