@@ -34,18 +34,14 @@ def add_components(
     """Add components behind those that a layer has; parameter objects stay the same ones.
 
     The layer's function changes by ``s · B_new A_new x``: with one of the two zero it stays what it
-    was. Gradients of the new components are zero, as are their moments unless they are given. An
-    optimizer's step counter belongs to the whole parameter, so that
-    Adam takes the zeros for moments that are long past their start: the first steps of a new
-    component are up to √(1 / (1 - β₂)) times (1 - β₁) of its learning rate long, 3.2 at Adam's
-    defaults.
+    was. Gradients of the new components are zero, as are their moments unless they are given; Adam
+    steps up to 3.2 learning rates at first, since its step counter is the whole parameter's.
 
     Args:
         layer: A layer of two factors, A (r, d_in) and B (d_out, r).
         A_new: New rows of A, (k, d_in).
         B_new: New columns of B, (d_out, k).
-        optimizer: Whose moments follow. Without it a running optimizer's state does not fit any
-            more.
+        optimizer: Whose moments follow; without it a running one's do not fit any more.
         moments: By the optimizer's key (``exp_avg``), what it is to remember of the new rows and
             columns, in the shapes of ``A_new`` and ``B_new``.
         gate: What a gate holds for each new component.
