@@ -20,7 +20,7 @@ from lightning_peft.commands import train
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])
-EXAMPLES = ["examples/my_idea.py", "examples/my_gate.py"]
+EXAMPLES = ["examples/my_idea.py", "examples/growing_idea.py", "examples/my_gate.py"]
 
 
 def text_of(name: str) -> str:
@@ -63,8 +63,9 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str
     return run
 
 
-def test_a_new_pruning_idea_takes_at_most_30_lines() -> None:
-    assert lines_of_code(text_of("examples/my_idea.py")) <= 30
+@pytest.mark.parametrize("name", ["my_idea", "growing_idea"])
+def test_a_new_idea_takes_at_most_30_lines(name: str) -> None:
+    assert lines_of_code(text_of(f"examples/{name}.py")) <= 30
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -52,6 +52,7 @@ def add_components(
         UserError: If shapes do not fit, the layer would have more than ``max_r`` components or has
             no two factors, values are not finite, or the optimizer packs its state.
     """
+    A_new, B_new = distributed.whole(A_new), distributed.whole(B_new)
     _check(layer, A_new, B_new)
     rank, count = layer.rank or 0, len(A_new)
     if resize is None:

@@ -11,6 +11,7 @@ the same order. The Lightning strategies that start the engines stand in
 :mod:`lightning_peft.engines`.
 """
 
+from lightning_peft.distributed.fsdp import whole
 from lightning_peft.distributed.optimizers import (
     load_optimizer_state,
     optimizer_state,
@@ -75,6 +76,7 @@ __all__ = [
     "shared_out",
     "total",
     "value",
+    "whole",
     "world_size",
     "write",
     "write_moment",

@@ -12,6 +12,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lightning_peft.distributed.whole import Whole
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in full, made of what processes have of it where it is cut as parameters are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class Fsdp(Whole):
     """They are where PyTorch has them, but each process holds a share."""
 
@@ -36,7 +41,7 @@ class Fsdp(Whole):
 
     def read_share(self, share: Tensor) -> Tensor:
         """In full; what an optimizer keeps whole is taken as it is."""
-        return share.full_tensor() if isinstance(share, DTensor) else share
+        return whole(share)
 
     def write_share(self, share: Tensor, full: Tensor) -> None:
         """Take this process' rows; nothing is sent."""
