@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.errors import UserError
 from lightning_peft.strategies.calls import CallWatch
 
 
@@ -64,6 +65,7 @@ class StepHooks(Callback):
             self.after_step(self.model, trainer.optimizers[0], step)
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and (step + 1) % every == 0:
+                self.assert_optimized(trainer.optimizers[0], step)
                 self.assert_agreement(step)
         self._last_step = max(step, self._last_step)
 
@@ -76,6 +78,20 @@ class StepHooks(Callback):
             for name, layer in adapter_layers(self.model).items()
         }
         distributed.assert_agreement(step, structure, "ranks and sharing")
+
+    def assert_optimized(self, optimizer: Optimizer, step: int) -> None:
+        """Raise if an adapter trains a parameter that the optimizer does not have."""
+        assert self.model is not None
+        held = {id(p) for p in distributed.parameters_of(optimizer)}
+        for name, layer in adapter_layers(self.model).items():
+            for parameter in layer.own_parameters():
+                if parameter.requires_grad and id(parameter) not in held:
+                    raise UserError(
+                        f"after step {step} {name} has a parameter of shape "
+                        f"{tuple(distributed.shape(parameter))} that the optimizer does not have, "
+                        "so that it never trains; change ranks by keep_components and "
+                        "add_components, which keep the parameter and change what it holds."
+                    )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin after the steps that a resumed run has made already."""

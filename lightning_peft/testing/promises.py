@@ -119,7 +119,8 @@ def _assert_optimized(run: Run, step: int) -> None:
         if id(parameter) not in held:
             run.broken(
                 f"after step {step} {name} trains, but is none of the optimizer's parameters; "
-                "change a parameter in place (keep_components) instead of putting in another."
+                "change a parameter in place (keep_components, add_components) instead of putting "
+                "in another."
             )
 
 

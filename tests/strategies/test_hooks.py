@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, keep_components
+from lightning_peft.errors import UserError
 from lightning_peft.strategies import AdapterStrategy, PrunedLoRA
 
 
@@ -51,7 +52,9 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(trained, lr=0.01)
 
 
-def fit(module: Module, batches: int, accumulate: int, folder: Any) -> lightning.Trainer:
+def fit(
+    module: Module, batches: int, accumulate: int, folder: Any, **more: Any
+) -> lightning.Trainer:
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator="cpu",
@@ -61,6 +64,7 @@ def fit(module: Module, batches: int, accumulate: int, folder: Any) -> lightning
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
+        **more,
     )
     trainer.fit(module, DataLoader(torch.randn(4 * batches, 4), batch_size=4))
     return trainer
@@ -83,6 +87,31 @@ def test_ranks_fall_at_optimizer_steps_under_accumulation(two_linears, tmp_path)
     fit(module, batches=10, accumulate=2, folder=tmp_path)
     assert module.ranks == [4, 4, 4, 4, 3, 3, 2, 2, 1, 1]
     assert [d["step"] for d in strategy.decisions if d["layer"] == "0"] == [1, 2, 3]
+
+
+class ByHand(AdapterStrategy):
+    """Puts in a larger parameter, which no optimizer knows."""
+
+    def before_step(self, model: nn.Module, optimizer: Any, global_step: int) -> None:
+        for layer in adapter_layers(model).values():
+            if global_step == 1:
+                layer.lora_A = nn.Parameter(torch.randn(3, 4))
+                layer.lora_B = nn.Parameter(torch.randn(4, 3))
+                layer.rank = 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_parameter_that_is_added_by_hand_is_said(two_linears, tmp_path) -> None:
+    strategy = ByHand(r=2)
+    module = Module(strategy, two_linears())
+    module.configure_callbacks = lambda: [strategy]  # type: ignore[method-assign]
+    with pytest.raises(UserError) as error:
+        fit(module, batches=4, accumulate=1, folder=tmp_path, log_every_n_steps=2)
+    assert str(error.value) == (
+        "after step 1 0 has a parameter of shape (3, 4) that the optimizer does not have, so that "
+        "it never trains; change ranks by keep_components and add_components, which keep the "
+        "parameter and change what it holds."
+    )
 
 
 def test_processes_compare_ranks_and_which_layers_share(two_linears, monkeypatch) -> None:
