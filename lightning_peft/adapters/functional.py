@@ -73,8 +73,9 @@ class _DownFunction(torch.autograd.Function):
         z = _rows(read if keep is None else product(read, keep)) @ lora_A.T  # (n, rank)
         if scale != 1:
             z *= scale
-        ctx.save_for_backward(x, weight, lora_A, keep)
-        ctx.scale, ctx.product = scale, product
+        # The input is for the gradient of A alone, and is the largest thing that is kept.
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, lora_A, keep)
+        ctx.scale, ctx.product, ctx.x = scale, product, (x.dtype, x.shape)
         return y, z
 
     @staticmethod
@@ -91,7 +92,8 @@ class _DownFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             through_W = None if weight is None or grad_y is None else (grad_y, weight)
             flat = None if keep is None else _rows(keep)
-            grad_x = _grad_x(through_W, grad_z, lora_A, flat, x.dtype).view(x.shape)
+            dtype, shape = ctx.x
+            grad_x = _grad_x(through_W, grad_z, lora_A, flat, dtype).view(shape)
         return grad_x, None, None, grad_A, None, None, None
 
 
@@ -172,8 +174,10 @@ class _LoRAFunction(torch.autograd.Function):
         read = x.to(lora_A.dtype)
         z = _rows(read if keep is None else product(read, keep)) @ lora_A.T  # (n, rank)
         _add_change(y, z, lora_B, scaling)
-        ctx.save_for_backward(x, weight, lora_A, lora_B, keep, z)
-        ctx.scaling, ctx.product = scaling, product
+        # The input is for the gradient of A alone.
+        kept_x = x if ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(kept_x, weight, lora_A, lora_B, keep, z)
+        ctx.scaling, ctx.product, ctx.x = scaling, product, (x.dtype, x.shape)
         return y
 
     @staticmethod
@@ -191,7 +195,8 @@ class _LoRAFunction(torch.autograd.Function):
             grad_A = grad_z.T @ _rows(read if keep is None else ctx.product(read, keep))
         if needs[0]:
             flat = None if keep is None else _rows(keep)
-            grad_x = _grad_x((grad, weight), grad_z, lora_A, flat, x.dtype).view(x.shape)
+            dtype, shape = ctx.x
+            grad_x = _grad_x((grad, weight), grad_z, lora_A, flat, dtype).view(shape)
         return grad_x, None, None, grad_A, grad_B, None, None, None
 
 

@@ -154,9 +154,14 @@ class Zero3(_Zero):
 
     @staticmethod
     def groups(optimizer: Any) -> list[list[nn.Parameter]] | None:
-        """One group, which DeepSpeed has cut into subgroups."""
-        groups = getattr(optimizer, "fp16_groups", None)
-        return None if groups is None else [[p for group in groups for p in group]]
+        """The groups as they were given, put together of the subgroups that they are cut into."""
+        subgroups = getattr(optimizer, "fp16_groups", None)
+        if subgroups is None:
+            return None
+        found: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+        for index, subgroup in enumerate(subgroups):
+            found[optimizer.sub_group_to_group_id[index]] += subgroup
+        return found
 
     @staticmethod
     def gathered(

@@ -64,9 +64,8 @@ class Building:
         if self._probes and engines.traits(self.engine).cuts_when_building:
             raise UserError(
                 f"{type(self.adapter).__name__} looks at data before training, when "
-                f"{engines.traits(self.engine).name} has cut the weights: give "
-                "model.adapter.layout the layout.json of an earlier probe, such as that of a run "
-                "on one device, with DDP or ZeRO-2 and --trainer.max_steps 1."
+                f"{engines.traits(self.engine).name} has cut the weights: "
+                f"{self.adapter.instead_of_data}."
             )
 
     def build(self, whole: Callable[[], Any], shapes: Callable[[], Any]) -> Any:

@@ -97,6 +97,9 @@ class AdapterStrategy(StepHooks):
     # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    # What to do where an engine has cut the weights before :meth:`prepare` could look at data.
+    instead_of_data: ClassVar[str] = "run it on one device, with DDP or ZeRO-2"
+
     # The form of the adapted layer, for a method that differs from LoRA in its form alone.
     layer_class: ClassVar[type[LoRALinear]] = LoRALinear
 

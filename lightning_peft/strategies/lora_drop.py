@@ -61,6 +61,11 @@ class LoRADrop(AdapterStrategy):
         UserError: If a number lies outside its range, or ``ablation`` is none of these.
     """
 
+    instead_of_data = (
+        "give model.adapter.layout the layout.json of an earlier probe, such as that of a run on "
+        "one device, with DDP or ZeRO-2 and --trainer.max_steps 1"
+    )
+
     def __init__(
         self,
         r: int = 8,

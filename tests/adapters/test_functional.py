@@ -134,3 +134,40 @@ def test_of_a_dropped_input_one_byte_for_each_element_is_kept() -> None:
     assert saved(layer_of("no gate", 0.0, torch.float32), x) <= {ranks}
     half = x.detach().bfloat16().requires_grad_()
     assert saved(layer_of("no gate", 0.0, torch.bfloat16), half) <= {ranks}
+
+
+@pytest.mark.parametrize("gate", ["no gate", "token"])
+def test_under_a_frozen_A_nothing_of_the_input_is_kept(gate: str) -> None:
+    layer = layer_of(gate, 0.0, torch.float32)
+    layer.lora_A.requires_grad_(False)
+    inside = torch.randn(2, 40, 20, requires_grad=True)
+    x = inside * 1.0  # an activation, which would be kept as one
+    assert x.numel() * 4 not in saved_of_all(layer, x)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("gate", ["no gate", "token"])
+def test_a_frozen_A_changes_no_other_gradient(gate: str, p: float) -> None:
+    found = []
+    for frozen in (False, True):
+        layer = layer_of(gate, p, torch.float32)
+        layer.lora_A.requires_grad_(not frozen)
+        x = torch.linspace(-1, 1, 1600).view(2, 40, 20).requires_grad_()
+        torch.manual_seed(3)
+        layer(x).square().sum().backward()
+        found.append((x.grad, layer.lora_B.grad))
+    for whole, without in zip(*found, strict=True):
+        assert torch.equal(whole, without)
+
+
+def saved_of_all(layer: LoRALinear, x: Tensor) -> set[int]:
+    """Bytes of everything that a forward pass keeps, its input too."""
+    held: set[int] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.add(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    return held
