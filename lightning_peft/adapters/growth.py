@@ -45,8 +45,7 @@ def add_components(
         moments: By the optimizer's key (``exp_avg``), what it is to remember of the new rows and
             columns, in the shapes of ``A_new`` and ``B_new``.
         gate: What a gate holds for each new component.
-        resize: Whether tensors get larger, or new components go into room that was kept; None for
-            what the engine allows: they get larger on one device only.
+        resize: Whether tensors get larger, and not room is filled; None for what the engine allows.
 
     Raises:
         UserError: If shapes do not fit, the layer would have more than ``max_r`` components or has

@@ -131,8 +131,8 @@ class LoRALinear(AdaptedLayer):
                 nn.init.kaiming_uniform_(A, a=math.sqrt(5))
             if init_lora_weights:
                 nn.init.zeros_(B)
-            else:
-                nn.init.kaiming_uniform_(B, a=math.sqrt(5))
+            else:  # drawn apart, since a view of wider columns would be filled in another order
+                B.copy_(nn.init.kaiming_uniform_(torch.empty_like(B).contiguous(), a=math.sqrt(5)))
 
     @property
     def active_A(self) -> Tensor:

@@ -100,6 +100,9 @@ class AdapterStrategy(StepHooks):
     # What to do where an engine has cut the weights before :meth:`prepare` could look at data.
     instead_of_data: ClassVar[str] = "run it on one device, with DDP or ZeRO-2"
 
+    # Whether the model begins equal to its base, as it does unless a method's start moves it.
+    begins_at_base: ClassVar[bool] = True
+
     # The form of the adapted layer, for a method that differs from LoRA in its form alone.
     layer_class: ClassVar[type[LoRALinear]] = LoRALinear
 
@@ -157,7 +160,7 @@ class AdapterStrategy(StepHooks):
         layer says so here::
 
             def layer(self, base, name):
-                return LoRALinear(base, **self.lora_arguments(name, r=self.found[name]))
+                return LoRALinear(base, **self.lora_arguments(name=name, r=self.found[name]))
 
         Args:
             base: The linear.
@@ -167,14 +170,14 @@ class AdapterStrategy(StepHooks):
             An adapted layer over it (:class:`lightning_peft.adapters.AdaptedLayer`), or the linear
             itself.
         """
-        return self.layer_class(base, **self.lora_arguments(name))
+        return self.layer_class(base, **self.lora_arguments(name=name))
 
-    def lora_arguments(self, name: str = "", r: int | None = None) -> dict[str, Any]:
+    def lora_arguments(self, r: int | None = None, name: str = "") -> dict[str, Any]:
         """The arguments of a :class:`LoRALinear` by this strategy's own, a fresh gate among them.
 
         Args:
-            name: Full name of the layer, by which ``rank_pattern`` and ``alpha_pattern`` apply.
-            r: Rank of the layer; the strategy's when None.
+            r: Rank of the layer; when None that of ``rank_pattern``, or the strategy's.
+            name: Full name of the layer, by which the patterns apply.
         """
         r = self._ranks.of(name, self.r) if r is None else r
         return {

@@ -47,7 +47,7 @@ class TiedLoRA(AdapterStrategy):
 
     def layer(self, base: nn.Module, name: str) -> TiedLinear:
         """Of one rank, since all share their components."""
-        return TiedLinear(base, **self.lora_arguments(name, r=self.r))
+        return TiedLinear(base, **self.lora_arguments(name=name, r=self.r))
 
     def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
         """Attach as every strategy does, and tie what layers share."""

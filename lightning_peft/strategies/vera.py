@@ -124,7 +124,7 @@ class VeRA(AdapterStrategy):
             base,
             projection=self._projection,
             seed=self.projection_prng_key,
-            **self.lora_arguments(name, r=self.r),  # one rank, since all have one projection
+            **self.lora_arguments(name=name, r=self.r),  # one rank, since all have one projection
         )
 
     def initialize(self, layer: VeRALinear) -> None:

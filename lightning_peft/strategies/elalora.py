@@ -1,0 +1,235 @@
+"""ElaLoRA (Chang et al. 2025, https://arxiv.org/abs/2504.00254): components move between layers.
+
+``ΔW = s P Λ Q`` with AdaLoRA's penalty and importance (smoothed sensitivity × uncertainty of its
+values). After a warm-up, every ``mask_interval`` steps each layer offers its ``k`` least important
+components; the ``b`` least important of all that are offered leave, and the layers of the ``b``
+most important ones get as many, so that the total stays. ``b`` falls with the cube of the time, and
+the last ``final_warmup`` steps leave ranks alone. A new vector of P and Q is a random one, made
+orthogonal to those that are there, of length one; its Λ begins next to zero. Written by the
+authors' code (HuandongChang/ElaLoRA, ``elalora.py``), whose arguments keep their names here.
+
+Deviations: the scaling is lora_alpha / r, where the code divides by r + 1e-5. Moments of what stays
+are kept, where the code makes a new optimizer at each event (which no schedule of the learning rate
+reaches any more). ``max_r`` bounds a layer. Of equal components the first in the model's order
+leaves, the code's ``topk`` says none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_peft import distributed
+from lightning_peft.adapters.attach import lora_layers
+from lightning_peft.adapters.gates import RankScale, chain, rank_scale
+from lightning_peft.adapters.growth import add_components
+from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.errors import UserError
+from lightning_peft.pruning import exchange, linalg, sensitivity
+from lightning_peft.pruning.orthogonality import orthogonality, unit_beside
+from lightning_peft.strategies.base import AdapterStrategy
+
+SMALLEST = 1e-13  # Λ of a new component, or the layer's own smallest
+LEAST = {"b": 1, "k": 1, "init_warmup": 0, "final_warmup": 0, "mask_interval": 1}
+# The dimension of components in Λ, P and Q.
+DIMS = {"values": 0, "P": 1, "Q": 0}
+
+
+class ElaLoRA(AdapterStrategy):
+    """LoRA in the form of a singular value decomposition, whose ranks move between layers.
+
+    The total of ranks stays; that of parameters changes a little where layers differ in size.
+
+    Args:
+        r: Rank of every layer at the start, and on average over the layers throughout.
+        b: Components that are exchanged at the first event.
+        k: How many of a layer may leave or be added at one event.
+        init_warmup: Optimizer steps before the first interval begins.
+        final_warmup: Optimizer steps at the end, with the final ranks.
+        mask_interval: Optimizer steps between two events.
+        max_r: The most components of a layer; 4 times ``r`` when None. With several processes every
+            layer is made with room for as many.
+        beta1: Smoothing of the sensitivity, in (0, 1).
+        beta2: Smoothing of its uncertainty, in (0, 1).
+        orth_reg_weight: Weight of the penalty ``‖PᵀP - I‖_F``, ``‖QQᵀ - I‖_F``, averaged over the
+            matrices.
+        total_step: Optimizer steps of the run; the trainer's when None.
+        lora: The arguments that all strategies share.
+
+    Raises:
+        UserError: If a number lies outside its range.
+    """
+
+    needs = frozenset({"whole weights", "whole steps"})
+
+    def __init__(
+        self,
+        r: int = 10,
+        b: int = 4,
+        k: int = 2,
+        init_warmup: int = 300,
+        final_warmup: int = 500,
+        mask_interval: int = 50,
+        max_r: int | None = None,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        orth_reg_weight: float = 0.1,
+        total_step: int | None = None,
+        **lora: Any,
+    ) -> None:
+        super().__init__(r=r, **lora)
+        self.b, self.k, self.max_r = b, k, 4 * r if max_r is None else max_r
+        self.init_warmup, self.final_warmup = init_warmup, final_warmup
+        self.mask_interval, self.total_step = mask_interval, total_step
+        self.beta1, self.beta2, self.orth_reg_weight = beta1, beta2, orth_reg_weight
+        if self.max_r < r:
+            raise UserError(f"max_r must be at least r = {r}, got {max_r}.")
+        for key, bound in LEAST.items():
+            if getattr(self, key) < bound:
+                raise UserError(f"{key} must be at least {bound}, got {getattr(self, key)}.")
+        for key, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 < beta < 1:
+                raise UserError(f"{key} must lie in (0, 1), got {beta}.")
+        self._check_schedule()
+        # Smoothed sensitivity and uncertainty of each value, by layer and matrix.
+        self.averages: dict[str, dict[str, Tensor]] = {}
+
+    def _check_schedule(self) -> None:
+        if self.total_step is not None and self.init_warmup + self.final_warmup >= self.total_step:
+            raise UserError(
+                f"init_warmup + final_warmup must be below total_step = {self.total_step}, so that "
+                f"ranks can move between them, got {self.init_warmup} + {self.final_warmup}."
+            )
+
+    def gate(self, r: int) -> nn.Module:
+        """The singular values Λ, before what every strategy may have there."""
+        return chain(RankScale(r, 0.0), super().gate(r))
+
+    def layer(self, base: nn.Module, name: str) -> nn.Module:
+        """A layer that may grow."""
+        return LoRALinear(base, **self.lora_arguments(name=name), max_r=self.max_r)
+
+    def initialize(self, layer: LoRALinear) -> None:
+        """P and Q normal with standard deviation 0.02, Λ zero."""
+        with torch.no_grad():
+            for matrix in (layer.active_A, layer.active_B):
+                # A draw of its own, which does not depend on the room that an engine leaves.
+                matrix.copy_(0.02 * torch.randn(matrix.shape, device=matrix.device))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the number of steps from the trainer."""
+        super().on_train_start(trainer, pl_module)
+        if self.total_step is None:
+            self.total_step = int(trainer.estimated_stepping_batches)
+            self._check_schedule()
+
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """How far P and Q are from orthonormal ones."""
+        layers = lora_layers(model).values()
+        matrices = [m for layer in layers for m in (layer.active_A, layer.active_B.T)]
+        return self.orth_reg_weight * orthogonality(matrices) if matrices else 0.0
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Update the importance, and exchange components if this step is due."""
+        super().after_step(model, optimizer, global_step)
+        if self.total_step is None:
+            raise UserError(
+                "total_step: ElaLoRA's schedule depends on the number of optimizer steps; give "
+                "total_step where there is no trainer to ask."
+            )
+        layers = lora_layers(model)
+        if global_step >= self.total_step - self.final_warmup or not layers:
+            self.averages.clear()
+            return
+        living = {name: _living(layer) for name, layer in layers.items()}
+        grads = [grad for parts in living.values() for _, grad in parts.values()]
+        if not nn.utils.get_total_norm(grads).isfinite():
+            return  # a step that a gradient scaler has skipped: no ground to decide on
+        for name, parts in living.items():
+            self._update(name, parts)
+        since = global_step - self.init_warmup
+        if since > 0 and since % self.mask_interval == 0:
+            self._exchange(layers, optimizer, global_step)
+
+    def _update(self, name: str, parts: dict[str, tuple[Tensor, Tensor]]) -> None:
+        averages = self.averages.setdefault(name, {})
+        for key, (value, grad) in parts.items():
+            average, uncertainty = (  # from a checkpoint they come on the CPU
+                averages.get(f"{key}.{kind}", torch.zeros_like(value)).to(value.device)
+                for kind in ("average", "uncertainty")
+            )
+            found = sensitivity.smooth(
+                (value * grad).abs(), average, uncertainty, self.beta1, self.beta2
+            )
+            averages[f"{key}.average"], averages[f"{key}.uncertainty"] = found
+
+    def _score(self, name: str) -> Tensor:
+        parts = self.averages[name]
+        products = (parts[f"{key}.average"] * parts[f"{key}.uncertainty"] for key in DIMS)
+        return sensitivity.triplet_score(*products)
+
+    def _exchange(self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int) -> None:
+        assert self.total_step is not None
+        schedule = self.init_warmup, self.final_warmup, self.total_step
+        count = exchange.falling_count(step, self.b, *schedule)
+        scores = [self._score(name) for name in layers]
+        removed, added = exchange.exchanged(scores, count, self.k, self.max_r)
+        decided = dict(zip(layers, zip(removed, added, strict=True), strict=True))
+        distributed.assert_agreement(step, decided, "the components to exchange")
+        for name, (gone, _) in decided.items():
+            if gone:
+                self._remove(name, layers[name], gone, optimizer)
+                self.note(step, name, "removed", layers[name].rank)
+        for name, (_, new) in decided.items():
+            for _ in range(new):
+                self._add(name, layers[name], optimizer)
+            if new:
+                self.note(step, name, "added", layers[name].rank)
+
+    def _remove(self, name: str, layer: LoRALinear, gone: list[int], optimizer: Optimizer) -> None:
+        kept = linalg.survivors(torch.tensor(gone), layer.rank)
+        keep_components(layer, kept, optimizer)
+        for key, held in self.averages[name].items():
+            dim = DIMS[key.partition(".")[0]]
+            self.averages[name][key] = held.index_select(dim, kept.to(held.device))
+
+    def _add(self, name: str, layer: LoRALinear, optimizer: Optimizer) -> None:
+        Q, P = layer.active_A.detach(), layer.active_B.detach()
+        row, column = (  # one draw for all processes
+            unit_beside(rows, distributed.from_first(torch.randn(rows.shape[1])).to(rows))
+            for rows in (Q, P.T)
+        )
+        values = rank_scale(layer.gate).values.detach()[: layer.rank]
+        smallest = min(float(values.abs().min()), SMALLEST)
+        add_components(layer, row[None], column[:, None], optimizer, gate=smallest)
+        for key, held in self.averages[name].items():
+            shape = [*held.shape]
+            shape[dim := DIMS[key.partition(".")[0]]] = 1
+            self.averages[name][key] = torch.cat([held, held.new_zeros(shape)], dim)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Decisions and the smoothed importance."""
+        averages = {name: dict(parts) for name, parts in self.averages.items()}
+        return {**super().state_dict(), "averages": averages}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.averages = {name: dict(parts) for name, parts in state_dict["averages"].items()}
+
+
+def _living(layer: LoRALinear) -> dict[str, tuple[Tensor, Tensor]]:
+    """Value and gradient of what lives of Λ, P and Q."""
+    (Q, _), (P, _) = layer.components()
+    found = {}
+    for key, parameter in zip(DIMS, (rank_scale(layer.gate).values, P, Q), strict=True):
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dim, rank = DIMS[key], layer.rank
+        found[key] = parameter.detach().narrow(dim, 0, rank), grad.narrow(dim, 0, rank)
+    return found
