@@ -77,10 +77,12 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
     """What the optimizer remembers of each value of a parameter, in full, by key.
 
+    Nothing of one that does not train.
+
     Raises:
         UserError: If it packs values together (8-bit, factored), so that none can be taken out.
     """
-    return keeper_of(p).moments(optimizer)
+    return keeper_of(p).moments(optimizer) if p.requires_grad else {}
 
 
 @torch.no_grad()
@@ -103,7 +105,7 @@ def rewrite(p: nn.Parameter, change: Change, optimizer: Any = None) -> None:
     grad = keeper.gradient()
     if grad is not None:
         keeper.write_gradient(change(grad))
-    for key, moment in keeper.moments(optimizer).items() if optimizer is not None else ():
+    for key, moment in moments(p, optimizer).items() if optimizer is not None else ():
         keeper.write_moment(optimizer, key, change(moment))
 
 

@@ -137,7 +137,7 @@ class Masked:
 
 
 @pytest.mark.parametrize("resize", [True, False])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_hundreds_of_random_changes_agree_with_masked_matrices(seed: int, resize: bool) -> None:
     rng = torch.Generator().manual_seed(seed)
     draw = lambda n: int(torch.randint(n, (1,), generator=rng))  # noqa: E731

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig
@@ -55,8 +56,13 @@ def test_large_one_names_files_and_runs_that_are_there(
     assert comparison.baseline in (None, *runs)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+def marked(path: Path) -> Any:
+    """Two of the large ones in CI: the widest, and one with a grid of two keys."""
+    often = path.stem in ("all", "droplora_rate_rank")
+    return pytest.param(path, marks=pytest.mark.slow if often else pytest.mark.long, id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(marked, LARGE))
 def test_large_one_is_planned(
     path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

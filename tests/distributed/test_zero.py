@@ -71,10 +71,14 @@ def test_the_models_own_parameters_are_found_behind_flat_ones() -> None:
     first, second, third = parameters(3)
     flat = [{"params": parameters(1)}]
     two: Any = SimpleNamespace(bit16_groups=[[first, second], [third]], param_groups=flat)
-    three: Any = SimpleNamespace(fp16_groups=[[first], [second, third]], param_groups=flat)
+    three: Any = SimpleNamespace(
+        fp16_groups=[[first], [second], [third]],  # the first group is cut into two
+        sub_group_to_group_id={0: 0, 1: 0, 2: 1},
+        param_groups=flat * 2,
+    )
     plain: Any = SimpleNamespace(param_groups=flat)
     assert [len(group) for group in Zero12.groups(two) or ()] == [2, 1]
-    assert [len(group) for group in Zero3.groups(three) or ()] == [3]
+    assert [len(group) for group in Zero3.groups(three) or ()] == [2, 1]
     assert (Zero12.groups(plain), Zero3.groups(plain), Zero12.groups(three)) == (None, None, None)
     for optimizer in (two, three):
         assert distributed.parameters_of(optimizer)[2] is third

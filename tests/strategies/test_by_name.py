@@ -49,16 +49,19 @@ def test_each_layer_has_the_rank_and_scaling_that_peft_gives_it() -> None:
     "strategy",
     [
         LoRA(r=4, rank_pattern=RANKS, alpha_pattern=ALPHAS),
-        DropLoRA(r=4, mask="step", rank_pattern=RANKS, alpha_pattern=ALPHAS),
+        pytest.param(
+            DropLoRA(r=4, mask="step", rank_pattern=RANKS, alpha_pattern=ALPHAS),
+            marks=pytest.mark.long,
+        ),
         PrunedLoRA(r=6, target_r=3, start_step=1, prune_every=2, rank_pattern=RANKS),
         PrunedLoRA(r=6, target_r=3, prune_every=2, allocation="global", rank_pattern=RANKS),
         LoRADrop(r=4, threshold=0.5, rank_pattern={r"layers\.0\..*": 2}),
         DoRA(r=4, rank_pattern=RANKS),
-        PiSSA(r=4, rank_pattern=RANKS),
+        pytest.param(PiSSA(r=4, rank_pattern=RANKS), marks=pytest.mark.long),
         AdaLoRA(r=4, target_r=3, total_step=12, tfinal=3, rank_pattern=RANKS),
-        SparseAdapter(r=4, rank_pattern=RANKS),
+        pytest.param(SparseAdapter(r=4, rank_pattern=RANKS), marks=pytest.mark.long),
         TiedLoRA(r=4, alpha_pattern=ALPHAS),
-        VeRA(r=16, alpha_pattern=ALPHAS),
+        pytest.param(VeRA(r=16, alpha_pattern=ALPHAS), marks=pytest.mark.long),
     ],
     ids=lambda strategy: type(strategy).__name__,
 )

@@ -250,8 +250,11 @@ def test_a_lowest_rank_outside_its_range_is_refused(min_r) -> None:
     "arguments",
     [
         {},
-        {"min_r": 2, "frozen": True},
-        {"lora_dropout": 0.2, "rank_gate": functools.partial(RankDropout, p=0.3)},
+        pytest.param({"min_r": 2, "frozen": True}, marks=pytest.mark.long),
+        pytest.param(
+            {"lora_dropout": 0.2, "rank_gate": functools.partial(RankDropout, p=0.3)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -235,9 +235,9 @@ def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -
     "arguments",
     [
         {},
-        {"b": 8, "max_r": 3, "final_warmup": 0},
+        pytest.param({"b": 8, "max_r": 3, "final_warmup": 0}, marks=pytest.mark.long),
         {"rank_gate": lambda r: RankDropout(r, 0.3)},
-        {"rank_pattern": {"q_proj": 1}},
+        pytest.param({"rank_pattern": {"q_proj": 1}}, marks=pytest.mark.long),
     ],
 )
 def test_keeps_a_strategys_promises(arguments: Any) -> None:

@@ -133,7 +133,14 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"rho": 1}, {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)}],
+    [
+        {},
+        pytest.param({"rho": 1}, marks=pytest.mark.long),
+        pytest.param(
+            {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:
     check_strategy(EVA(r=4, **arguments))

@@ -109,8 +109,13 @@ def test_at_most_eight_batches_are_looked_at(tiny_llama, random_batch) -> None:
     "arguments",
     [
         {},
-        {"target_modules": TARGETS, "modules_to_save": ["lm_head"]},
-        {"min_r": 0, "lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+        pytest.param(
+            {"target_modules": TARGETS, "modules_to_save": ["lm_head"]}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            {"min_r": 0, "lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

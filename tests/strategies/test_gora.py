@@ -112,7 +112,13 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"min_r": 0, "lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)}],
+    [
+        {},
+        pytest.param(
+            {"min_r": 0, "lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:
     # So small a step that the model equals its base to rounding, as it is to begin.

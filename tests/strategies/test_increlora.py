@@ -183,7 +183,11 @@ def test_the_parameters_at_the_end_are_those_of_the_target() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"lr_warmup": 5, "target_r": 4, "max_r": 4}, {"advance_learn": False, "lr_warmup": 3}],
+    [
+        {},
+        pytest.param({"lr_warmup": 5, "target_r": 4, "max_r": 4}, marks=pytest.mark.long),
+        pytest.param({"advance_learn": False, "lr_warmup": 3}, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_is_killed_at_any_step_ends_bit_for_bit(arguments: Any) -> None:
     make = lambda: IncreLoRA(top_h=3, **EVERY, **arguments)  # noqa: E731
@@ -232,9 +236,12 @@ def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -
     "arguments",
     [
         {"top_h": 4},
-        {"top_h": 4, "target_r": 4, "advance_learn": False, "lr_warmup": 5},
+        pytest.param(
+            {"top_h": 4, "target_r": 4, "advance_learn": False, "lr_warmup": 5},
+            marks=pytest.mark.long,
+        ),
         {"top_h": 4, "rank_gate": lambda r: RankDropout(r, 0.3), "lora_dropout": 0.1},
-        {"rank_pattern": {"q_proj": 2}},
+        pytest.param({"rank_pattern": {"q_proj": 2}}, marks=pytest.mark.long),
     ],
 )
 def test_keeps_a_strategys_promises(arguments: Any) -> None:

@@ -158,8 +158,16 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
     "arguments",
     [
         {"every": 5, "count": 3},
-        {"every": 2, "keep": 0.2, "count": 4},
-        {"every": 4, "count": 4, "lora_dropout": 0.1, "rank_gate": lambda r: RankDropout(r, 0.3)},
+        pytest.param({"every": 2, "keep": 0.2, "count": 4}, marks=pytest.mark.long),
+        pytest.param(
+            {
+                "every": 4,
+                "count": 4,
+                "lora_dropout": 0.1,
+                "rank_gate": lambda r: RankDropout(r, 0.3),
+            },
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -103,7 +103,13 @@ def test_a_is_saved_and_restored(tiny_llama, random_batch, logits, tmp_path) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"modules_to_save": ["lm_head"], "rank_gate": lambda r: RankDropout(r, 0.3)}],
+    [
+        {},
+        pytest.param(
+            {"modules_to_save": ["lm_head"], "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:
     check_strategy(LoRAFA(r=4, **arguments))

@@ -234,8 +234,11 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
     "arguments",
     [
         {},
-        {"niter": None, "modules_to_save": ["lm_head"]},
-        {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+        pytest.param({"niter": None, "modules_to_save": ["lm_head"]}, marks=pytest.mark.long),
+        pytest.param(
+            {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -139,7 +139,13 @@ def test_an_optimizer_without_a_rate_is_refused(tiny_llama) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"modules_to_save": ["lm_head"], "rank_gate": lambda r: RankDropout(r, 0.3)}],
+    [
+        {},
+        pytest.param(
+            {"modules_to_save": ["lm_head"], "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:
     check_strategy(LoRAPlus(r=4, **arguments))

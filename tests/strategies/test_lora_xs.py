@@ -112,8 +112,14 @@ def test_a_rank_above_the_weights_is_refused(tiny_llama) -> None:
     "arguments",
     [
         {},
-        {"sigma": 0.0, "niter": 8, "use_rslora": True, "modules_to_save": ["lm_head"]},
-        {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+        pytest.param(
+            {"sigma": 0.0, "niter": 8, "use_rslora": True, "modules_to_save": ["lm_head"]},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -73,7 +73,14 @@ def test_a_rank_above_the_weights_is_refused(tiny_llama) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)}]
+    "arguments",
+    [
+        {},
+        pytest.param(
+            {"lora_dropout": 0.2, "rank_gate": lambda r: RankDropout(r, 0.3)},
+            marks=pytest.mark.long,
+        ),
+    ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:
     check_strategy(OLoRA(r=4, **arguments))

@@ -271,7 +271,7 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
     "arguments",
     [
         {"remove_every": 4},
-        {"total_step": 12},
+        pytest.param({"total_step": 12}, marks=pytest.mark.long),
         {
             "remove_every": 5,
             "rank_gate": lambda r: RankDropout(r, 0.3),
