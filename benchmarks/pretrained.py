@@ -37,6 +37,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "small_e2e": ("small_e2e",),
     "small_sst2": ("small_sst2",),
 }
+FEWEST = 5  # seeds, below which nothing is told apart
 PICTURES = ("score_by_seed.png", "importance_by_layer.png", "rank_by_layer.png")
 
 
@@ -116,7 +117,7 @@ def judge(name: str, folder: Path) -> None:
 
 
 def short_table(results: str) -> str:
-    """The columns of a ``results.csv`` that tell most, of rows that have been run.
+    """The columns of a ``results.csv`` that tell most, of rows that have five seeds.
 
     Args:
         results: The file's text.
@@ -124,16 +125,14 @@ def short_table(results: str) -> str:
     lines = ["| run | test loss (95 %) | difference, paired over seeds | parameters |"]
     lines.append("|---|---|---|---|")
     for row in csv.DictReader(io.StringIO(results)):
-        if not row["mean"] or row["score"] != "test/loss":
+        if int(row["seeds"]) < FEWEST or row["score"] != "test/loss":
             continue
         loss, low, high = (float(row[key]) for key in ("mean", "low", "high"))
         gap = ""
         if row["difference"]:
             keys = ("difference", "difference_low", "difference_high")
             gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(row[key]) for key in keys))
-            gap += {"true": ", inside the noise", "false": ""}.get(
-                row["inside_noise"], ", too few seeds"
-            )
+            gap += ", inside the noise" if row["inside_noise"] == "true" else ""
         count = f"{int(row['parameters_end']):,}"
         lines.append(f"| {row['run']} | {loss:.3f} ({low:.3f} to {high:.3f}) | {gap} | {count} |")
     return "\n".join(lines)
