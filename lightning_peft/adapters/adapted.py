@@ -51,12 +51,14 @@ class AdaptedLayer(nn.Module):
         r: Rank at the start; None for a form without ranks.
         rank: How many components are alive; None for a form without ranks.
         max_r: How many it may have; None for no more than ``r``.
+        shares: Whether another layer trains the same components.
         gate: What stands on the rank dimension; None where nothing does.
     """
 
     r: int | None = None
     rank: int | None = None
     max_r: int | None = None
+    shares: bool = False
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

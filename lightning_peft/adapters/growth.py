@@ -7,7 +7,7 @@ the room behind the living.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 
 from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
-from lightning_peft.adapters.shrink import gate_tensors, keep_components, replace_tensor, width
+from lightning_peft.adapters.gates import RankScale
+from lightning_peft.adapters.shrink import (
+    gate_tensors,
+    keep_components,
+    refuse_change,
+    replace_tensor,
+    width,
+)
 from lightning_peft.errors import UserError
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]
@@ -44,7 +51,7 @@ def add_components(
         optimizer: Whose moments follow; without it a running one's do not fit any more.
         moments: By the optimizer's key (``exp_avg``), what it is to remember of the new rows and
             columns, in the shapes of ``A_new`` and ``B_new``.
-        gate: What a gate holds for each new component.
+        gate: What the gate's trained scale holds for each; other gates in a chain begin with 1.
         resize: Whether tensors get larger, and not room is filled; None for what the engine allows.
 
     Raises:
@@ -60,18 +67,29 @@ def add_components(
         _check_room(layer, count)
     given = dict(moments or {})
     if optimizer is not None:
-        _check_moments(layer, optimizer, given)  # refuses before anything is changed
-    held = list(gate_tensors(layer))  # told by their shape, which changes below
+        _check_moments(layer, optimizer, given, count)  # refuses before anything is changed
+    held = list(_in_gate(layer, gate, count))  # told by their shape, which changes below
     for index, (parameter, dim) in enumerate(layer.components()):
         own = {key: pair[index] for key, pair in given.items()}
         _extend(parameter, dim, rank, (A_new, B_new)[index], own, optimizer, resize)
-    for owner, leaf, tensor in held:
-        values = torch.full((count,), gate, device=tensor.device).to(tensor.dtype)
+    for owner, leaf, tensor, values in held:
         if isinstance(tensor, nn.Parameter):
             _extend(tensor, 0, rank, values, {}, optimizer, resize)
         else:
             setattr(owner, leaf, torch.cat([tensor, values]))
     layer.rank = rank + count
+
+
+def _in_gate(
+    layer: AdaptedLayer, first: float, count: int
+) -> Iterator[tuple[nn.Module, str, Tensor, Tensor]]:
+    """What a gate holds for each component: its owner, name, values, and those of new ones."""
+    held = list(gate_tensors(layer))
+    own = next((owner for owner, _, _ in held if isinstance(owner, RankScale)), None)
+    for owner, leaf, tensor in held:
+        begin = first if own in (None, owner) else 1.0
+        values = torch.full((count,), begin, device=tensor.device)
+        yield owner, leaf, tensor, values.to(tensor.dtype)
 
 
 def most(layer: AdaptedLayer) -> int:
@@ -80,7 +98,9 @@ def most(layer: AdaptedLayer) -> int:
 
 
 def _check(layer: AdaptedLayer, A_new: Tensor, B_new: Tensor) -> None:
-    if len(layer.components()) != 2 or layer.rank is None:
+    refuse_change(layer, "added")
+    assert layer.rank is not None
+    if len(layer.components()) != 2:
         raise UserError(
             f"a {type(layer).__name__} has no two factors that components are added to."
         )
@@ -96,8 +116,9 @@ def _check(layer: AdaptedLayer, A_new: Tensor, B_new: Tensor) -> None:
             f"{count} more components would give a layer of rank {layer.rank} more than its "
             f"max_r of {most(layer)}."
         )
-    if not (A_new.isfinite().all() and B_new.isfinite().all()):
-        raise UserError("new components hold NaN or infinite values.")
+    for (parameter, _), new in zip(layer.components(), (A_new, B_new), strict=True):
+        if not new.is_meta and not new.to(parameter.dtype).isfinite().all():
+            raise UserError("new components hold NaN or infinite values.")
 
 
 def _check_room(layer: AdaptedLayer, count: int) -> None:
@@ -110,14 +131,21 @@ def _check_room(layer: AdaptedLayer, count: int) -> None:
         )
 
 
-def _check_moments(layer: AdaptedLayer, optimizer: Optimizer, given: Moments) -> None:
-    for parameter, _ in layer.components():
+def _check_moments(layer: AdaptedLayer, optimizer: Optimizer, given: Moments, count: int) -> None:
+    for index, (parameter, dim) in enumerate(layer.components()):
         keys = distributed.moments(parameter, optimizer).keys()
         unknown = sorted(given.keys() - keys)
         if unknown:
             known = ", ".join(keys) or "nothing yet"
             name = type(optimizer).__name__
             raise UserError(f"moments: {name} remembers {known}, not {unknown[0]!r}.")
+        shape = [*distributed.shape(parameter)]
+        shape[dim] = count
+        for key, pair in given.items():
+            if [*pair[index].shape] != shape or not pair[index].isfinite().all():
+                raise UserError(
+                    f"moments: {key} must be finite and of the shapes of A_new and B_new."
+                )
 
 
 def _extend(

@@ -271,6 +271,7 @@ class LoRALinear(AdaptedLayer):
     def share_with(self, other: LoRALinear) -> None:
         """Train another layer's A and B instead of this layer's own; shapes must be equal."""
         self.lora_A, self.lora_B = other.lora_A, other.lora_B
+        self.shares = other.shares = True
 
     @property
     def sharing_key(self) -> int:

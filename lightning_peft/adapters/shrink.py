@@ -93,8 +93,9 @@ def keep_components(
         UserError: If the layer has no ranks, or the optimizer packs its state
             (:func:`lightning_peft.distributed.moments`).
     """
-    if layer.rank is None:
-        raise UserError(f"a {type(layer).__name__} has no components that could be removed.")
+    refuse_change(layer, "removed")
+    if indices.dtype != torch.int64:
+        raise UserError(f"the components to keep are given by index, int64, not {indices.dtype}.")
     if resize is None:
         resize = all(distributed.resizable(parameter) for parameter, _ in layer.components())
     if optimizer is not None and resize:
@@ -110,6 +111,24 @@ def keep_components(
         else:
             setattr(owner, leaf, tensor[own])
     layer.rank = len(indices)
+
+
+def refuse_change(layer: AdaptedLayer, change: str) -> None:
+    """Refuse a layer whose components cannot be removed or added, or not alone.
+
+    Args:
+        layer: The layer.
+        change: ``removed`` or ``added``.
+
+    Raises:
+        UserError: As said.
+    """
+    if layer.rank is None or not layer.components():
+        raise UserError(f"a {type(layer).__name__} has no components that could be {change}.")
+    if layer.shares:
+        raise UserError(
+            f"components cannot be {change} in a layer that shares them with another one."
+        )
 
 
 def width(layer: AdaptedLayer) -> int:

@@ -134,7 +134,7 @@ def _check_origin(saved: dict[str, Any], adapter: AdapterStrategy) -> None:
         )
     for key, value in _arguments(adapter).items():
         was = saved["arguments"].get(key, {})  # an earlier one knew no patterns
-        if was != value:
+        if _in_order(was) != _in_order(value):
             raise UserError(
                 f"the checkpoint was trained with {key} = {was}, "
                 f"model.adapter.{key} is {value}; give that of the checkpoint."
@@ -167,6 +167,11 @@ def _arguments(adapter: AdapterStrategy) -> dict[str, Any]:
     keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
     scaling = {key: getattr(adapter, key) for key in keys}
     return {**scaling, "modules_to_save": saved}
+
+
+def _in_order(value: Any) -> Any:
+    """Of patterns the first that matches counts, so that their order does."""
+    return list(value.items()) if isinstance(value, dict) else value
 
 
 def _same_layers(saved: list[str], present: list[str]) -> None:

@@ -1,7 +1,6 @@
 """One file for each method."""
 
 from lightning_peft.strategies.adalora import AdaLoRA
-from lightning_peft.strategies.allotted import Allotted
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.dora import DoRA
 from lightning_peft.strategies.droplora import DropLoRA, LearnedRankMask, RankDropout, StepMask
@@ -33,7 +32,6 @@ from lightning_peft.strategies.vera import VeRA
 __all__ = [
     "AdaLoRA",
     "AdapterStrategy",
-    "Allotted",
     "DoRA",
     "DropLoRA",
     "DyLoRA",

@@ -19,14 +19,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_peft.adapters.attach import lora_layers
+from lightning_peft.adapters.attach import AttachReport, lora_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 
 
 class AdaLoRA(AdapterStrategy):
@@ -100,11 +101,17 @@ class AdaLoRA(AdapterStrategy):
             if not matrix.is_meta:
                 nn.init.normal_(matrix, std=0.02)
 
+    def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
+        """Attach, and refuse a ``rank_gate`` that cannot lose components."""
+        report = super().attach(model, initialize)
+        check_gates(lora_layers(model).values())
+        return report
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
         super().on_train_start(trainer, pl_module)
         if self.total_step is None:
-            self.total_step = int(trainer.estimated_stepping_batches)
+            self.total_step = steps_of(trainer)
             self._check_schedule()
 
     def penalty(self, model: nn.Module) -> Tensor | float:

@@ -124,6 +124,8 @@ class AdapterStrategy(StepHooks):
         super().__init__()
         ranks = {"r": r, **{f"rank_pattern {k!r}": v for k, v in (rank_pattern or {}).items()}}
         for key, rank in ranks.items():
+            if not isinstance(rank, int) or isinstance(rank, bool):
+                raise UserError(f"{key} must be a whole number, got {rank!r}.")
             if rank < 1:
                 raise UserError(f"{key} must be at least 1, got {rank}.")
         if not 0 <= lora_dropout < 1:

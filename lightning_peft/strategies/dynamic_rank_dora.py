@@ -36,6 +36,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning.relative_norm import late_budget, relative_norms
 from lightning_peft.pruning.sensitivity import above_budget, cubic_budget
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 
 Curve = Literal["late", "early"]
 
@@ -124,16 +125,18 @@ class DynamicRankDoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer, where it has one."""
         super().on_train_start(trainer, pl_module)
-        if self.total_step is None and math.isfinite(trainer.estimated_stepping_batches):
-            self.total_step = int(trainer.estimated_stepping_batches)
+        if self.total_step is None:
+            self.total_step = steps_of(trainer)
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Mean variance of the values of an A_i or a B_i, weighted, while the budget falls."""
         layers = lora_layers(model).values()
         if self.allocated or not layers:
             return 0.0
-        pairs = [(layer.active_A.var(1), layer.active_B.var(0)) for layer in layers]
-        return self.equilibrium_weight * torch.cat([v for pair in pairs for v in pair]).mean()
+        vectors = [v for layer in layers for v in (layer.active_A, layer.active_B.T)]
+        # A vector of a single value has no variance.
+        variances = [v.var(1, correction=min(1, v.shape[1] - 1)) for v in vectors]
+        return self.equilibrium_weight * torch.cat(variances).mean()
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft import distributed
-from lightning_peft.adapters.attach import lora_layers
+from lightning_peft.adapters.attach import AttachReport, lora_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.growth import add_components
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, linalg, sensitivity
 from lightning_peft.pruning.orthogonality import orthogonality, unit_beside
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 
 SMALLEST = 1e-13  # Λ of a new component, or the layer's own smallest
 LEAST = {"b": 1, "k": 1, "init_warmup": 0, "final_warmup": 0, "mask_interval": 1}
@@ -121,11 +122,17 @@ class ElaLoRA(AdapterStrategy):
                 # A draw of its own, which does not depend on the room that an engine leaves.
                 matrix.copy_(0.02 * torch.randn(matrix.shape, device=matrix.device))
 
+    def attach(self, model: nn.Module, initialize: bool = True) -> AttachReport:
+        """Attach, and refuse a ``rank_gate`` that cannot lose components."""
+        report = super().attach(model, initialize)
+        check_gates(lora_layers(model).values())
+        return report
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
         super().on_train_start(trainer, pl_module)
         if self.total_step is None:
-            self.total_step = int(trainer.estimated_stepping_batches)
+            self.total_step = steps_of(trainer)
             self._check_schedule()
 
     def penalty(self, model: nn.Module) -> Tensor | float:

@@ -32,6 +32,7 @@ from lightning_peft.pruning.allotment import allot_highest
 from lightning_peft.pruning.covariance import Moments, moments, principal, together
 from lightning_peft.strategies.allotted import Allotted, Layers
 from lightning_peft.strategies.base import Loss
+from lightning_peft.strategies.observed_gradients import refuse_unseen
 
 Directions = tuple[Tensor, Tensor]
 
@@ -100,6 +101,7 @@ class EVA(Allotted):
         with torch.no_grad(), observe_inputs(model, add):
             for batch in batches:
                 loss(batch)
+        refuse_unseen(bool(sums))
         found = {}
         for name, layer in lora_layers(model).items():
             shares, directions = principal(_scatter(sums.pop(name, None), layer))

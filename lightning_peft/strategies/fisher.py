@@ -25,7 +25,7 @@ from lightning_peft.adapters.attach import lora_layers
 from lightning_peft.pruning.allotment import allot
 from lightning_peft.strategies.allotted import Allotted, Layers
 from lightning_peft.strategies.base import Loss
-from lightning_peft.strategies.observed_gradients import each_gradient
+from lightning_peft.strategies.observed_gradients import each_gradient, refuse_unseen
 
 
 class FisherLoRA(Allotted):
@@ -75,6 +75,7 @@ class FisherLoRA(Allotted):
 
         model.train()
         each_gradient(model, batches, loss, add)
+        refuse_unseen(any(bool(value) for value in sums.values()))
         (total,) = distributed.total([torch.stack([value.cpu() for value in sums.values()])])
         return dict(zip(layers, (total / self.seen).tolist(), strict=True))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -65,7 +67,7 @@ class StepHooks(Callback):
             self.after_step(self.model, trainer.optimizers[0], step)
             every = trainer.log_every_n_steps  # type: ignore[attr-defined]
             if every and (step + 1) % every == 0:
-                self.assert_optimized(trainer.optimizers[0], step)
+                self.assert_optimized(trainer.optimizers, step)
                 self.assert_agreement(step)
         self._last_step = max(step, self._last_step)
 
@@ -79,10 +81,10 @@ class StepHooks(Callback):
         }
         distributed.assert_agreement(step, structure, "ranks and sharing")
 
-    def assert_optimized(self, optimizer: Optimizer, step: int) -> None:
-        """Raise if an adapter trains a parameter that the optimizer does not have."""
+    def assert_optimized(self, optimizers: Iterable[Optimizer], step: int) -> None:
+        """Raise if an adapter trains a parameter that no optimizer has."""
         assert self.model is not None
-        held = {id(p) for p in distributed.parameters_of(optimizer)}
+        held = {id(p) for optimizer in optimizers for p in distributed.parameters_of(optimizer)}
         for name, layer in adapter_layers(self.model).items():
             for parameter in layer.own_parameters():
                 if parameter.requires_grad and id(parameter) not in held:
@@ -100,6 +102,12 @@ class StepHooks(Callback):
             self._calls.begin()
         if self.model is not None:
             self.assert_agreement(trainer.global_step)
+
+
+def steps_of(trainer: Trainer) -> int | None:
+    """How many optimizer steps a run will have; None where its trainer cannot know."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if 0 <= steps < math.inf else None
 
 
 def _parameters(layers: list[AdaptedLayer]) -> list[nn.Parameter]:

@@ -29,7 +29,7 @@ from lightning_peft.adapters.attach import AttachReport, lora_layers
 from lightning_peft.adapters.gates import RankScale, chain, rank_scale
 from lightning_peft.adapters.growth import add_components, match_ranks
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.shrink import keep_components
+from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
 from lightning_peft.pruning.orthogonality import orthogonality
@@ -134,7 +134,9 @@ class IncreLoRA(AdapterStrategy):
         gate, used = _gate(layer), layer.rank
         if self.advance_learn:
             gate.reserve = min(self.incre_rank_num, self.max_r - used)
-            match_ranks([(layer, used + gate.reserve)])
+            A, B = layer.active_A.detach(), layer.active_B.detach()
+            rows = A.new_zeros(gate.reserve, layer.in_features)
+            add_components(layer, rows, B.new_zeros(layer.out_features, gate.reserve))
         gate.values[used : layer.rank] = RESERVED
         for matrix in (layer.active_A, layer.active_B):
             # A draw of its own, which does not depend on the room that an engine leaves.
@@ -144,6 +146,7 @@ class IncreLoRA(AdapterStrategy):
         """Attach, and watch how much the layers' changes matter."""
         report = super().attach(model, initialize)
         layers = lora_layers(model)
+        check_gates(layers.values())
         self.averages = [torch.zeros(len(layers)), torch.zeros(len(layers))]
         self.seen.start(layers)
         return report

@@ -13,6 +13,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.attach import adapter_layers
 from lightning_peft.adapters.observe import observe_inputs
+from lightning_peft.errors import UserError
 
 
 @torch.no_grad()
@@ -28,6 +29,9 @@ def measure_importance(
 
     Returns:
         By layer name, in the model's order; over the batches of all processes.
+
+    Raises:
+        UserError: If there are batches, and no forward pass of the model was seen.
     """
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = defaultdict(int)
@@ -37,12 +41,18 @@ def measure_importance(
         sums[name] = sums[name] + total if name in sums else total
         tokens[name] += len(x)
 
-    was_training = model.training
+    was_training, given = model.training, 0
     model.eval()
     with observe_inputs(model, add):
         for batch in batches:
             loss(batch)
+            given += 1
     model.train(was_training)
+    if not any(distributed.everywhere(bool(sums) or not given)):
+        raise UserError(
+            "no forward pass of the adapted model was seen; attach the strategy to the module that "
+            "the loss calls."
+        )
     # A layer that no forward visits (an idle expert) matters nothing.
     layers = adapter_layers(model)
     device = next((total.device for total in sums.values()), torch.device("cpu"))

@@ -31,6 +31,7 @@ from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning.importance import shares_by_kind
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 from lightning_peft.strategies.running_sums import RunningSums
 
 
@@ -81,10 +82,11 @@ class LayerRemoval(AdapterStrategy):
         events = math.ceil(self._excess(layers) / self.count)
         first = max(1, math.ceil(trainer.global_step / self.every))
         last = (first + events - 1) * self.every
-        if events > 0 and last >= trainer.estimated_stepping_batches:
+        steps = steps_of(trainer)
+        if steps is not None and events > 0 and last >= steps:
             rank_zero_warn(
                 f"LayerRemoval leaves {self._target(layers)} of {len(layers)} layers at step "
-                f"{last}, but this run has {int(trainer.estimated_stepping_batches)} steps and "
+                f"{last}, but this run has {steps} steps and "
                 "ends with more: lower every, or raise count."
             )
 
@@ -113,6 +115,11 @@ class LayerRemoval(AdapterStrategy):
         if not global_step or global_step % self.every:
             return
         alive = {name: layer for name, layer in layers.items() if layer.rank}
+        if not any(distributed.everywhere(bool(self.sums))):
+            raise UserError(
+                "LayerRemoval has seen no forward pass of the model since the last removal; attach "
+                "it to the module that the loss calls."
+            )
         importance = self._importance(alive)
         self.sums.clear()
         if not all(map(math.isfinite, importance.values())):

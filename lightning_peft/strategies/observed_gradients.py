@@ -90,6 +90,7 @@ def mean_gradients(
     model.train(was_training)
     if not count:
         raise UserError("the sample is empty, so that no gradient can be taken from it.")
+    refuse_unseen(bool(sums))
     found = {}
     for name, layer in adapter_layers(model).items():
         seen = sums.pop(name, None)
@@ -97,6 +98,22 @@ def mean_gradients(
             seen = torch.zeros(layer.out_features, layer.in_features)
         found[name] = distributed.mean(seen).div_(count)
     return found
+
+
+def refuse_unseen(seen: bool) -> None:
+    """Refuse a look at the data in which no adapted layer was used.
+
+    Args:
+        seen: Whether this process has seen one.
+
+    Raises:
+        UserError: If no process has.
+    """
+    if not any(distributed.everywhere(seen)):
+        raise UserError(
+            "no forward pass of the adapted model was seen on the sample; attach the strategy to "
+            "the module that the loss calls."
+        )
 
 
 class _Watch:

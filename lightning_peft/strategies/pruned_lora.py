@@ -1,9 +1,8 @@
 """PrunedLoRA (2025, https://arxiv.org/abs/2510.00192): from a high rank to a low one.
 
 Every ``prune_every`` optimizer steps, after the backward pass and before the step, the components
-with the lowest score leave every matrix: parameters, gradients and the optimizer's moments get
-smaller. The score and the recovery of the survivors come from a second-order model of the loss
-(:mod:`lightning_peft.pruning`).
+with the lowest score leave every matrix: parameters, gradients and moments get smaller. Score and
+recovery of the survivors come from a second-order model of the loss (``pruning/``).
 
 Deviations from the published code: its recovery does not run as written (an r × r inverse times a
 d-vector), and its removal is a mask, which saves nothing. The default recovery was measured.
@@ -30,6 +29,7 @@ from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import criteria, linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 from lightning_peft.strategies.running_sums import RunningSums
 
 Recovery = Literal["none", "gradient", "activation"]
@@ -124,7 +124,7 @@ class PrunedLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch anew, behind the hooks by which an engine makes parameters whole."""
         super().on_train_start(trainer, pl_module)
-        self._say_if_too_short(trainer.estimated_stepping_batches)
+        self._say_if_too_short(steps_of(trainer) or float("inf"))
         if self._watch is not None and self.model is not None:
             self._watch.stop()
             self._watch_activations(self.model)

@@ -38,6 +38,7 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.strategies.base import AdapterStrategy
+from lightning_peft.strategies.hooks import steps_of
 from lightning_peft.strategies.signatures import MakeOptimizer, NamedParameters
 
 
@@ -101,8 +102,8 @@ class SoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer, where it has one."""
         super().on_train_start(trainer, pl_module)
-        if self.total_step is None and math.isfinite(trainer.estimated_stepping_batches):
-            self.total_step = int(trainer.estimated_stepping_batches)
+        if self.total_step is None:
+            self.total_step = steps_of(trainer)
 
     def optimizer(self, named_parameters: NamedParameters, default: MakeOptimizer) -> Optimizer:
         """The configured one, with the gates in a group without weight decay."""
@@ -154,6 +155,11 @@ class SoRA(AdapterStrategy):
             if len(kept[name]) < layer.rank:
                 keep_components(layer, kept[name], optimizer)
                 self.note(global_step, name, "removed", layer.rank)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what is zero where a run ends at another step than was expected."""
+        if self.model is not None:
+            self.remove(self.model, trainer.optimizers[0], trainer.global_step - 1)
 
     def final_parameters(self, model: nn.Module) -> None:
         """None: which gates become zero is for the data to say."""

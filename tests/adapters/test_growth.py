@@ -202,6 +202,10 @@ def test_saved_ranks_are_taken_up_to_the_most() -> None:
             "new components hold NaN or infinite values.",
         ),
         (
+            lambda layer: add_components(layer, new(1)[0].double() * 1e39, new(1)[1]),
+            "new components hold NaN or infinite values.",
+        ),
+        (
             lambda layer: add_components(layer, *new(1), resize=False),
             "a layer of rank 2 has room for 0 more components, not for 1: an engine of several "
             "processes keeps sizes, so make the layer with max_r=3 or more.",
@@ -234,3 +238,42 @@ def test_moments_before_the_first_step_are_refused() -> None:
     optimizer = torch.optim.AdamW(trained(layer))
     with pytest.raises(UserError, match=r"^moments: AdamW remembers nothing yet, not 'exp_avg'\.$"):
         add_components(layer, *new(1), optimizer, moments={"exp_avg": new(1)})
+
+
+def test_moments_of_another_shape_are_refused_before_anything_is_changed() -> None:
+    layer = make_layer()
+    optimizer = torch.optim.AdamW(trained(layer))
+    step(layer, optimizer, 0)
+    said = r"^moments: exp_avg must be finite and of the shapes of A_new and B_new\.$"
+    for wrong in ((new(2)[0], new(1)[1]), (new(1)[0], new(2)[1]), (new(1)[0] / 0, new(1)[1])):
+        with pytest.raises(UserError, match=said):
+            add_components(layer, *new(1), optimizer, moments={"exp_avg": wrong})
+        assert (layer.lora_A.shape, layer.lora_B.shape) == ((2, 7), (6, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda layer: add_components(layer, *new(1)), "added"),
+        (lambda layer: keep_components(layer, torch.tensor([0])), "removed"),
+    ],
+)
+def test_components_of_a_layer_that_shares_them_stay(
+    change: Callable[[LoRALinear], None], said: str
+) -> None:
+    one, other = make_layer(), make_layer()
+    one.share_with(other)
+    for layer in (one, other):
+        with pytest.raises(UserError) as error:
+            change(layer)
+        assert str(error.value) == (
+            f"components cannot be {said} in a layer that shares them with another one."
+        )
+
+
+def test_a_gate_behind_the_methods_own_scale_begins_with_one() -> None:
+    layer = make_layer(gate=nn.Sequential(RankScale(2, 0.5), RankScale(2, 0.7)))
+    add_components(layer, *new(1), gate=0.0)
+    first, second = layer.gate  # type: ignore[misc]
+    torch.testing.assert_close(first.values, torch.tensor([0.5, 0.5, 0.0]))
+    torch.testing.assert_close(second.values, torch.tensor([0.7, 0.7, 1.0]))

@@ -15,6 +15,7 @@ from lightning_peft.adapters import LoRALinear, keep_components
 from lightning_peft.adapters.gates import RankScale
 from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.shrink import check_gates
+from lightning_peft.errors import UserError
 from lightning_peft.strategies import LearnedRankMask, LoRA, PrunedLoRA, RankDropout, StepMask
 
 KEEP = torch.tensor([1, 2, 4])
@@ -280,3 +281,8 @@ def test_a_pruning_method_refuses_such_a_gate_when_it_is_attached(
     with pytest.raises(ValueError, match="WholeScale cannot lose components, which this method"):
         PrunedLoRA(r=4, target_r=2, rank_gate=WholeScale).attach(tiny_llama())
     LoRA(r=4, rank_gate=WholeScale).attach(tiny_llama())  # which removes none
+
+
+def test_a_mask_is_not_taken_for_indices() -> None:
+    with pytest.raises(UserError, match=r"are given by index, int64, not torch\.bool"):
+        keep_components(make_layer(), torch.tensor([True, False, True, True, True]))

@@ -119,6 +119,10 @@ def test_what_is_exported_has_the_same_pattern(tmp_path: Path) -> None:
             lambda: LoRA(rank_pattern={"q_proj": 0}),
             "rank_pattern 'q_proj' must be at least 1, got 0.",
         ),
+        (
+            lambda: LoRA(rank_pattern={"q_proj": 4.0}),  # type: ignore[dict-item]
+            "rank_pattern 'q_proj' must be a whole number, got 4.0.",
+        ),
     ],
 )
 def test_a_pattern_that_does_not_hold_is_refused(strategy, said) -> None:

@@ -15,6 +15,7 @@ from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.strategies import AdapterStrategy, PrunedLoRA
+from lightning_peft.strategies.hooks import steps_of
 
 
 class Recording(AdapterStrategy):
@@ -140,3 +141,11 @@ def test_a_step_that_a_resumed_run_has_made_is_not_made_again(two_linears) -> No
         trainer.global_step = global_step
         strategy.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
     assert [step for _, step, _ in strategy.calls] == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("estimated", "steps"), [(12, 12), (12.0, 12), (-1, None), (float("inf"), None)]
+)
+def test_steps_that_no_trainer_knows_are_none(estimated: float, steps: int | None) -> None:
+    trainer: Any = SimpleNamespace(estimated_stepping_batches=estimated)
+    assert steps_of(trainer) == steps

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from lightning_peft.adapters import lora_layers, trainable_parameters
+from lightning_peft.adapters.gates import RankScale
 from lightning_peft.errors import UserError
 from lightning_peft.strategies import RankDropout
 from lightning_peft.strategies.increlora import IncreLoRA, Reserving
-from lightning_peft.testing import check_strategy
+from lightning_peft.testing import check_strategy, tiny_llama
 from lightning_peft.testing.loop import STEPS, Run
 from lightning_peft.testing.promises import check_resume
 
@@ -246,3 +247,12 @@ def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -
 )
 def test_keeps_a_strategys_promises(arguments: Any) -> None:
     check_strategy(IncreLoRA(**EVERY, **arguments))
+
+
+def test_a_gate_behind_the_singular_values_lets_reserves_through() -> None:
+    strategy = IncreLoRA(r=2, target_r=4, rank_gate=lambda r: RankScale(r, 0.7))
+    strategy.attach(model := tiny_llama())
+    for layer in lora_layers(model).values():
+        own, other = layer.gate  # type: ignore[misc]
+        assert own.reserve == 2
+        torch.testing.assert_close(other.values, torch.tensor([0.7, 0.7, 1.0, 1.0]))

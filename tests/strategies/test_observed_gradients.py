@@ -119,3 +119,10 @@ def test_an_empty_sample_is_refused(tiny_llama) -> None:
     LoRA(r=4).attach(model := tiny_llama())
     with pytest.raises(UserError, match=r"^the sample is empty, so that no gradient can be taken"):
         mean_gradients(model, [], lambda b: model(**b).loss)
+
+
+def test_a_loss_that_passes_the_model_by_is_refused(tiny_llama, random_batch) -> None:
+    LoRA(r=4).attach(model := tiny_llama())
+    passes_by = lambda batch: model.lm_head(model.model(batch["input_ids"])[0]).square().mean()  # noqa: E731
+    with pytest.raises(UserError, match=r"^no forward pass of the adapted model was seen on the"):
+        mean_gradients(model, [random_batch(0)], passes_by)
