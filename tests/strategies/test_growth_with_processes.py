@@ -60,7 +60,7 @@ def train(name: str, rank: int, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero2"])
+@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.long), "zero2"])
 def test_a_resumed_run_ends_bit_for_bit(name: str, tmp_path: Path) -> None:
     if name == "zero2" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
