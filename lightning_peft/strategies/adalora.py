@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft.adapters.attach import AttachReport, lora_layers
-from lightning_peft.adapters.gates import RankScale, chain, rank_scale
+from lightning_peft.adapters.gates import RankScale, chain
 from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
@@ -28,6 +28,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty, triplet
 
 
 class AdaLoRA(AdapterStrategy):
@@ -81,8 +82,7 @@ class AdaLoRA(AdapterStrategy):
         self.beta1, self.beta2, self.orth_reg_weight = beta1, beta2, orth_reg_weight
         self.total_step = total_step
         self._check_schedule()
-        # Smoothed sensitivity and uncertainty of each value, by layer and matrix.
-        self.averages: dict[str, dict[str, Tensor]] = {}
+        self.averages = TripletImportance(beta1, beta2)
 
     def _check_schedule(self) -> None:
         if self.total_step is not None and self.tinit + self.tfinal >= self.total_step:
@@ -115,12 +115,8 @@ class AdaLoRA(AdapterStrategy):
             self._check_schedule()
 
     def penalty(self, model: nn.Module) -> Tensor | float:
-        """Mean over all P and Q of ``‖PᵀP - I‖_F`` and ``‖QQᵀ - I‖_F``, weighted (equation 4)."""
-        norms = []
-        for layer in lora_layers(model).values():
-            for gram in (layer.active_A @ layer.active_A.T, layer.active_B.T @ layer.active_B):
-                norms.append((gram - torch.eye(layer.rank).to(gram)).norm())
-        return self.orth_reg_weight * torch.stack(norms).mean() if norms else 0.0
+        """How far P and Q are from orthonormal ones, weighted (equation 4)."""
+        return self.orth_reg_weight * orthogonality_penalty(model)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
@@ -136,38 +132,18 @@ class AdaLoRA(AdapterStrategy):
         layers = lora_layers(model)
         if global_step > final_step or not layers:
             return
-        for name, layer in layers.items() if global_step < last else ():
-            self._update(name, layer)
+        if global_step < last:
+            self.averages.update(layers)
         final = global_step == final_step
-        if final or (global_step > self.tinit and global_step % self.deltaT == 0):
+        due = final or (global_step > self.tinit and global_step % self.deltaT == 0)
+        if due and self.averages:  # nothing is known where no step had finite gradients
             self._allocate(layers, optimizer, global_step, final)
-
-    def _update(self, name: str, layer: LoRALinear) -> None:
-        averages = self.averages.setdefault(name, {})
-        for key, parameter in _triplet(layer).items():
-            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            zero = torch.zeros_like(parameter)
-            average, uncertainty = (  # from a checkpoint they come on the CPU
-                averages.get(f"{key}.{kind}", zero).to(parameter.device)
-                for kind in ("average", "uncertainty")
-            )
-            found = sensitivity.smooth(
-                (parameter * grad).abs(), average, uncertainty, self.beta1, self.beta2
-            )
-            averages[f"{key}.average"], averages[f"{key}.uncertainty"] = found
 
     def _allocate(
         self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int, final: bool
     ) -> None:
         assert self.total_step is not None
-        scores = []
-        for name in layers:
-            parts = self.averages[name]
-            value, left, right = (
-                parts[f"{key}.average"] * parts[f"{key}.uncertainty"]
-                for key in ("values", "P", "Q")
-            )
-            scores.append(sensitivity.triplet_score(value, left, right))
+        scores = [self.averages.score(name) for name in layers]
         budget = sensitivity.cubic_budget(
             self.total_step if final else step,
             sum(layer.r for layer in layers.values()),
@@ -178,7 +154,7 @@ class AdaLoRA(AdapterStrategy):
         )
         kept = sensitivity.above_budget(scores, budget)
         for (name, layer), keep in zip(layers.items(), kept, strict=True):
-            _values(layer).masked_fill_(~keep, 0.0)
+            triplet(layer)["values"].masked_fill_(~keep, 0.0)
             if final:
                 if not keep.all():
                     keep_components(layer, keep.nonzero()[:, 0], optimizer)
@@ -194,19 +170,9 @@ class AdaLoRA(AdapterStrategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions and the smoothed importance."""
-        averages = {name: dict(parts) for name, parts in self.averages.items()}
-        return {**super().state_dict(), "averages": averages}
+        return {**super().state_dict(), "averages": self.averages.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
-        self.averages = {name: dict(parts) for name, parts in state_dict["averages"].items()}
-
-
-def _values(layer: LoRALinear) -> nn.Parameter:
-    return rank_scale(layer.gate).values
-
-
-def _triplet(layer: LoRALinear) -> dict[str, nn.Parameter]:
-    (Q, _), (P, _) = layer.components()
-    return {"values": _values(layer), "P": P, "Q": Q}
+        self.averages.restore(state_dict["averages"])

@@ -30,15 +30,14 @@ from lightning_peft.adapters.growth import add_components
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
-from lightning_peft.pruning import exchange, linalg, sensitivity
-from lightning_peft.pruning.orthogonality import orthogonality, unit_beside
+from lightning_peft.pruning import exchange, linalg
+from lightning_peft.pruning.orthogonality import unit_beside
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty
 
 SMALLEST = 1e-13  # Λ of a new component, or the layer's own smallest
 LEAST = {"b": 1, "k": 1, "init_warmup": 0, "final_warmup": 0, "mask_interval": 1}
-# The dimension of components in Λ, P and Q.
-DIMS = {"values": 0, "P": 1, "Q": 0}
 
 
 class ElaLoRA(AdapterStrategy):
@@ -97,8 +96,7 @@ class ElaLoRA(AdapterStrategy):
             if not 0 < beta < 1:
                 raise UserError(f"{key} must lie in (0, 1), got {beta}.")
         self._check_schedule()
-        # Smoothed sensitivity and uncertainty of each value, by layer and matrix.
-        self.averages: dict[str, dict[str, Tensor]] = {}
+        self.averages = TripletImportance(beta1, beta2)
 
     def _check_schedule(self) -> None:
         if self.total_step is not None and self.init_warmup + self.final_warmup >= self.total_step:
@@ -137,9 +135,7 @@ class ElaLoRA(AdapterStrategy):
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q are from orthonormal ones."""
-        layers = lora_layers(model).values()
-        matrices = [m for layer in layers for m in (layer.active_A, layer.active_B.T)]
-        return self.orth_reg_weight * orthogonality(matrices) if matrices else 0.0
+        return self.orth_reg_weight * orthogonality_penalty(model)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
@@ -154,38 +150,17 @@ class ElaLoRA(AdapterStrategy):
         if global_step >= self.total_step - self.final_warmup or not layers:
             self.averages.clear()
             return
-        living = {name: _living(layer) for name, layer in layers.items()}
-        grads = [grad for parts in living.values() for _, grad in parts.values()]
-        if not nn.utils.get_total_norm(grads).isfinite():
-            return  # a step that a gradient scaler has skipped: no ground to decide on
-        for name, parts in living.items():
-            self._update(name, parts)
+        if not self.averages.update(layers):
+            return
         since = global_step - self.init_warmup
         if since > 0 and since % self.mask_interval == 0:
             self._exchange(layers, optimizer, global_step)
-
-    def _update(self, name: str, parts: dict[str, tuple[Tensor, Tensor]]) -> None:
-        averages = self.averages.setdefault(name, {})
-        for key, (value, grad) in parts.items():
-            average, uncertainty = (  # from a checkpoint they come on the CPU
-                averages.get(f"{key}.{kind}", torch.zeros_like(value)).to(value.device)
-                for kind in ("average", "uncertainty")
-            )
-            found = sensitivity.smooth(
-                (value * grad).abs(), average, uncertainty, self.beta1, self.beta2
-            )
-            averages[f"{key}.average"], averages[f"{key}.uncertainty"] = found
-
-    def _score(self, name: str) -> Tensor:
-        parts = self.averages[name]
-        products = (parts[f"{key}.average"] * parts[f"{key}.uncertainty"] for key in DIMS)
-        return sensitivity.triplet_score(*products)
 
     def _exchange(self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int) -> None:
         assert self.total_step is not None
         schedule = self.init_warmup, self.final_warmup, self.total_step
         count = exchange.falling_count(step, self.b, *schedule)
-        scores = [self._score(name) for name in layers]
+        scores = [self.averages.score(name) for name in layers]
         removed, added = exchange.exchanged(scores, count, self.k, self.max_r)
         decided = dict(zip(layers, zip(removed, added, strict=True), strict=True))
         distributed.assert_agreement(step, decided, "the components to exchange")
@@ -202,9 +177,7 @@ class ElaLoRA(AdapterStrategy):
     def _remove(self, name: str, layer: LoRALinear, gone: list[int], optimizer: Optimizer) -> None:
         kept = linalg.survivors(torch.tensor(gone), layer.rank)
         keep_components(layer, kept, optimizer)
-        for key, held in self.averages[name].items():
-            dim = DIMS[key.partition(".")[0]]
-            self.averages[name][key] = held.index_select(dim, kept.to(held.device))
+        self.averages.keep(name, kept)
 
     def _add(self, name: str, layer: LoRALinear, optimizer: Optimizer) -> None:
         Q, P = layer.active_A.detach(), layer.active_B.detach()
@@ -215,28 +188,13 @@ class ElaLoRA(AdapterStrategy):
         values = rank_scale(layer.gate).values.detach()[: layer.rank]
         smallest = min(float(values.abs().min()), SMALLEST)
         add_components(layer, row[None], column[:, None], optimizer, gate=smallest)
-        for key, held in self.averages[name].items():
-            shape = [*held.shape]
-            shape[dim := DIMS[key.partition(".")[0]]] = 1
-            self.averages[name][key] = torch.cat([held, held.new_zeros(shape)], dim)
+        self.averages.add(name)
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions and the smoothed importance."""
-        averages = {name: dict(parts) for name, parts in self.averages.items()}
-        return {**super().state_dict(), "averages": averages}
+        return {**super().state_dict(), "averages": self.averages.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
-        self.averages = {name: dict(parts) for name, parts in state_dict["averages"].items()}
-
-
-def _living(layer: LoRALinear) -> dict[str, tuple[Tensor, Tensor]]:
-    """Value and gradient of what lives of Λ, P and Q."""
-    (Q, _), (P, _) = layer.components()
-    found = {}
-    for key, parameter in zip(DIMS, (rank_scale(layer.gate).values, P, Q), strict=True):
-        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        dim, rank = DIMS[key], layer.rank
-        found[key] = parameter.detach().narrow(dim, 0, rank), grad.narrow(dim, 0, rank)
-    return found
+        self.averages.restore(state_dict["averages"])

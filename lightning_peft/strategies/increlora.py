@@ -32,9 +32,9 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
-from lightning_peft.pruning.orthogonality import orthogonality
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.change_sensitivity import ChangeSensitivity
+from lightning_peft.strategies.triplets import DIMS, orthogonality_penalty, triplet
 from lightning_peft.strategies.warm_up import WarmUp
 
 RESERVED = 1e-5  # Λ of a reserve
@@ -153,9 +153,7 @@ class IncreLoRA(AdapterStrategy):
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q, reserves among them, are from orthonormal ones."""
-        layers = lora_layers(model).values()
-        matrices = [m for layer in layers for m in (layer.active_A, layer.active_B.T)]
-        return self.orth_reg_weight * orthogonality(matrices) if matrices else 0.0
+        return self.orth_reg_weight * orthogonality_penalty(model)
 
     def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Update the importance, and let layers grow if this step is due."""
@@ -171,8 +169,8 @@ class IncreLoRA(AdapterStrategy):
                     keep_components(layer, torch.arange(_used(layer)), optimizer)
                     _gate(layer).reserve = 0
         for name, layer in layers.items():
-            for key, (parameter, dim) in _triplet(layer).items():
-                self.warm_up.before(f"{name}.{key}", parameter, dim, layer.rank, global_step)
+            for key, parameter in triplet(layer).items():
+                self.warm_up.before(f"{name}.{key}", parameter, DIMS[key], layer.rank, global_step)
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Give new parameters the learning rate of their own."""
@@ -251,8 +249,3 @@ def _gate(layer: LoRALinear) -> Reserving:
 
 def _used(layer: LoRALinear) -> int:
     return layer.rank - _gate(layer).reserve
-
-
-def _triplet(layer: LoRALinear) -> dict[str, tuple[nn.Parameter, int]]:
-    Q, P = layer.components()
-    return {"values": (_gate(layer).values, 0), "P": P, "Q": Q}
