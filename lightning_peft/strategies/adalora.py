@@ -135,8 +135,7 @@ class AdaLoRA(AdapterStrategy):
         if global_step < last:
             self.averages.update(layers)
         final = global_step == final_step
-        due = final or (global_step > self.tinit and global_step % self.deltaT == 0)
-        if due and self.averages:  # nothing is known where no step had finite gradients
+        if final or (global_step > self.tinit and global_step % self.deltaT == 0):
             self._allocate(layers, optimizer, global_step, final)
 
     def _allocate(

@@ -150,10 +150,9 @@ class ElaLoRA(AdapterStrategy):
         if global_step >= self.total_step - self.final_warmup or not layers:
             self.averages.clear()
             return
-        if not self.averages.update(layers):
-            return
+        finite = self.averages.update(layers)
         since = global_step - self.init_warmup
-        if since > 0 and since % self.mask_interval == 0:
+        if since > 0 and since % self.mask_interval == 0 and finite:
             self._exchange(layers, optimizer, global_step)
 
     def _exchange(self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int) -> None:

@@ -183,10 +183,14 @@ class IncreLoRA(AdapterStrategy):
 
     def _update(self, layers: Layers) -> None:
         found = self.seen.take(layers)
-        if found.isfinite().all():  # or a gradient scaler skips this step
-            average, uncertainty = (old.to(found) for old in self.averages)
-            smoothed = sensitivity.smooth(found, average, uncertainty, self.beta1, self.beta2)
-            self.averages = list(smoothed)
+        before = [old.to(found) for old in self.averages]
+        smoothed = sensitivity.smooth(found, before[0], before[1], self.beta1, self.beta2)
+        finite = (
+            found.isfinite().all()
+        )  # else a gradient scaler skips this step
+        self.averages = [
+            torch.where(finite, new, old) for new, old in zip(smoothed, before, strict=True)
+        ]
 
     def _grow(self, layers: Layers, optimizer: Optimizer, step: int) -> None:
         scores = (self.averages[0] * self.averages[1]).tolist()

@@ -46,20 +46,19 @@ class TripletImportance(dict[str, dict[str, Tensor]]):
         super().__init__()
         self.beta1, self.beta2 = beta1, beta2
 
-    def update(self, layers: Mapping[str, LoRALinear]) -> bool:  # type: ignore[override]
+    def update(self, layers: Mapping[str, LoRALinear]) -> Tensor:  # type: ignore[override]
         """Take in a step's values and gradients (equations 8 and 9).
 
         Args:
             layers: By name.
 
         Returns:
-            Whether it was done: not where gradients are not finite, as in a step that a gradient
-            scaler skips, which is no ground to decide on.
+            Whether it was done, a bool on the device: not where gradients are not finite, as in a
+            step that a gradient scaler skips, which is no ground to decide on.
         """
         living = {name: _living(layer) for name, layer in layers.items()}
         grads = [grad for parts in living.values() for _, grad in parts.values()]
-        if not nn.utils.get_total_norm(grads).isfinite():
-            return False
+        finite = nn.utils.get_total_norm(grads).isfinite()  # not read here: that would wait
         for name, parts in living.items():
             averages = self.setdefault(name, {})
             for key, (value, grad) in parts.items():
@@ -68,11 +67,11 @@ class TripletImportance(dict[str, dict[str, Tensor]]):
                     averages.get(f"{key}.{kind}", zero).to(value.device)
                     for kind in ("average", "uncertainty")
                 )
-                found = sensitivity.smooth(
-                    (value * grad).abs(), average, uncertainty, self.beta1, self.beta2
-                )
-                averages[f"{key}.average"], averages[f"{key}.uncertainty"] = found
-        return True
+                before = average, uncertainty
+                found = sensitivity.smooth((value * grad).abs(), *before, self.beta1, self.beta2)
+                for kind, new, old in zip(("average", "uncertainty"), found, before, strict=True):
+                    averages[f"{key}.{kind}"] = torch.where(finite.to(new.device), new, old)
+        return finite
 
     def score(self, name: str) -> Tensor:
         """Importance of each component of a layer, (rank,) (equation 7)."""

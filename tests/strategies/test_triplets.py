@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_paper() -> None:
     layers = [layer_with_gradients(seed) for seed in range(4)]
     importance = TripletImportance(0.85, 0.7)
     for layer in layers:
-        assert importance.update({"x": layer})
+        assert importance.update({"x": layer}).item()
     expected = torch.tensor(written_out(layers, 0.85, 0.7))
     torch.testing.assert_close(importance.score("x"), expected)
 
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     importance.update({"x": layer})
     before = importance.score("x")
     layer.lora_A.grad[0, 0] = bad  # type: ignore[index]
-    assert not importance.update({"x": layer})
+    assert not importance.update({"x": layer}).item()
     assert torch.equal(importance.score("x"), before)
 
 
