@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters.attach import adapter_layers
+from lightning_peft.adapters.by_name import ByName
 from lightning_peft.adapters.json_file import read_json
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.peft_config import (
     CONFIG,
     PeftConfig,
     not_plain,
-    peft_pattern,
     read_config,
 )
 from lightning_peft.adapters.peft_targets import HEADS, saved_by, targets_of
 from lightning_peft.adapters.peft_tensors import WEIGHTS, Tensors, as_stored, read_tensors
 from lightning_peft.errors import UserError, named, shown
-from lightning_peft.patterns import Pattern
 
 
 def unreadable(folder: str | Path) -> str | None:
@@ -63,8 +62,8 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     _check_others(tensors, model, folder)
     _check_targets(config, tensors, model)
     _check_saved(config, tensors, model)
-    alphas = _Lookup(config.path, "alpha_pattern", config.alpha_pattern)
-    scaled = {name: alphas.of(name) or config.lora_alpha for name in tensors.pairs}
+    alphas = ByName(f"{config.path} has alpha_pattern", config.alpha_pattern)
+    scaled = {name: alphas.of(name, config.lora_alpha) for name in tensors.pairs}
     model.requires_grad_(False)
     for name, pair in tensors.pairs.items():
         layer = LoRALinear(
@@ -83,18 +82,6 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             if name in tensors.others:
                 parameter.requires_grad_(True)
     return model
-
-
-class _Lookup:
-    """A mapping of patterns, looked up as PEFT does: the first that matches a name's end."""
-
-    def __init__(self, path: Path, key: str, mapping: Mapping[str, float]) -> None:
-        self.entries: list[tuple[Pattern, float]] = [
-            (peft_pattern(text, f"{path} has {key}"), value) for text, value in mapping.items()
-        ]
-
-    def of(self, name: str) -> float | None:
-        return next((value for pattern, value in self.entries if pattern.match(name)), None)
 
 
 def _check_place(
@@ -118,9 +105,9 @@ def _check_place(
 
 
 def _check_ranks(config: PeftConfig, tensors: Tensors) -> None:
-    ranks = _Lookup(config.path, "rank_pattern", config.rank_pattern)
+    ranks = ByName(f"{config.path} has rank_pattern", config.rank_pattern)
     for name, pair in tensors.pairs.items():
-        given, found = ranks.of(name), pair["A"].shape[0]
+        given, found = ranks.of(name, None), pair["A"].shape[0]
         key = "r" if given is None else "rank_pattern"
         if found != (config.r if given is None else given):
             raise UserError(

@@ -21,12 +21,12 @@ from lightning_peft.adapters.attach import (
     match_targets,
     replace_linears,
 )
+from lightning_peft.adapters.by_name import ByName, check_patterns
 from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.gates import step_gates
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.state import fingerprint, trainable_parameters
 from lightning_peft.errors import UserError
-from lightning_peft.strategies.by_name import ByName, check_patterns
 from lightning_peft.strategies.hooks import StepHooks
 from lightning_peft.strategies.signatures import (
     MakeOptimizer,

@@ -185,9 +185,7 @@ class IncreLoRA(AdapterStrategy):
         found = self.seen.take(layers)
         before = [old.to(found) for old in self.averages]
         smoothed = sensitivity.smooth(found, before[0], before[1], self.beta1, self.beta2)
-        finite = (
-            found.isfinite().all()
-        )  # else a gradient scaler skips this step
+        finite = found.isfinite().all()  # else a gradient scaler skips this step
         self.averages = [
             torch.where(finite, new, old) for new, old in zip(smoothed, before, strict=True)
         ]
