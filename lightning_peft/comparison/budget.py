@@ -10,6 +10,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.modules.meta import meta_base
 
 LARGEST = 1 << 20
+LARGEST_START = 1 << 10
 Count = Callable[[int], int]
 
 
@@ -42,15 +43,17 @@ def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
         run: Name of the run, for the error.
         match: The budget.
         count: Final parameters by rank, which must not fall as the rank rises; raises a
-            ``ValueError`` for a rank that the method refuses.
+            ``ValueError`` for a rank that is too low or too high for the method.
 
     Raises:
-        UserError: If no rank meets the budget; names those nearest to it.
+        UserError: If no rank meets the budget; names those nearest to it. What ``count`` raises, if
+            it takes none.
     """
     assert match.parameters is not None
     target, key = match.parameters, match.rank_of.get(run, match.rank)
-    low, high = 0, 1
-    counts = {1: count(1)}
+    counts: dict[int, int] = {}
+    high = _smallest(counts, count)
+    low = high - 1
     while counts[high] < target and high < LARGEST:
         low, high = high, 2 * high
         try:
@@ -76,6 +79,27 @@ def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
             f"put {run} into match.leave."
         )
     return best, counts[best]
+
+
+def _smallest(counts: dict[int, int], count: Count) -> int:
+    """The lowest rank that a method takes; one that grows takes none below its start."""
+    low, high, refusal = 0, 1, None
+    while high not in counts:
+        try:
+            counts[high] = count(high)
+        except ValueError as error:
+            refusal = refusal or error
+            low, high = high, 2 * high
+            if high > LARGEST_START:
+                raise refusal from None
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            counts[middle] = count(middle)
+            high = middle
+        except ValueError:
+            low = middle
+    return high
 
 
 def _largest(low: int, high: int, counts: dict[int, int], count: Count) -> int:

@@ -20,7 +20,12 @@ from lightning_peft.reports.comparison import (
 )
 from lightning_peft.reports.figures import NothingToDraw, save_figure
 from lightning_peft.reports.grids import make_grids
-from lightning_peft.reports.records import DECISIONS, IMPORTANCE, read_metrics, read_table
+from lightning_peft.reports.ranks_over_steps import (
+    RankHistory,
+    draw_ranks_over_steps,
+    ranks_over_steps,
+)
+from lightning_peft.reports.records import DECISIONS, IMPORTANCE, Row, read_metrics, read_table
 
 
 def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
@@ -44,6 +49,7 @@ def save_pictures(outcomes: Outcomes, folder: Path) -> list[Path]:
             shares, "share of importance within the module kind, % (mean over seeds)"
         ),
         "rank_by_layer.png": lambda: draw_by_layer(ranks, "rank at the end (mean over seeds)", 3),
+        "rank_over_steps.png": lambda: draw_ranks_over_steps(*_over_steps(outcomes, runs)),
     }
     saved = []
     for name, draw in pictures.items():
@@ -99,11 +105,30 @@ def _by_layer(outcomes: Outcomes) -> tuple[dict[str, Any], dict[str, Any]]:
     return shares, ranks
 
 
+def _over_steps(
+    outcomes: Outcomes, runs: list[Drawn]
+) -> tuple[dict[str, RankHistory], dict[str, str]]:
+    """Ranks of each run's first seed that has them, and the mean score of all."""
+    histories = {}
+    for run in outcomes.plan.trees:
+        found = (ranks_over_steps(*_tables(folder)) for _, _, folder in _done(outcomes, run))
+        if history := next((each for each in found if each.steps), None):
+            histories[run] = history
+    means = {run.run: list(run.scores.values()) for run in runs if run.scores}
+    score = outcomes.plan.score
+    return histories, {run: f"{score} {np.mean(values):.3g}" for run, values in means.items()}
+
+
+def _tables(folder: Path) -> tuple[list[Row], list[Row]]:
+    """A run's measurements and decisions; none where its record holds none."""
+    measured, decided = folder / "importance.csv", folder / "decisions.csv"
+    rows = read_table(measured, IMPORTANCE) if measured.is_file() else []
+    return rows, read_table(decided, DECISIONS) if decided.is_file() else []
+
+
 def _layers(folder: Path) -> Iterator[tuple[tuple[str, str], float, float]]:
     """Kind and label, share and rank of each layer of a run at its end."""
-    source, decided = folder / "importance.csv", folder / "decisions.csv"
-    rows = read_table(source, IMPORTANCE) if source.is_file() else []
-    decisions = read_table(decided, DECISIONS) if decided.is_file() else []
+    rows, decisions = _tables(folder)
     for grid in make_grids(rows, decisions) if rows else []:
         for label, shares, rank in zip(grid.labels, grid.share, grid.ranks, strict=True):
             yield (grid.kind, label), float(shares[-1]), float(rank)

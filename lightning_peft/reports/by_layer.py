@@ -44,7 +44,7 @@ def draw_by_layer(runs: Mapping[str, Values], label: str, digits: int = 2) -> Fi
     if not runs:
         raise NothingToDraw("no run has values by layer yet.")
     kinds = list(dict.fromkeys(kind for values in runs.values() for kind, _ in values))
-    layers = sorted({layer for values in runs.values() for _, layer in values}, key=_depth)
+    layers = sorted({layer for values in runs.values() for _, layer in values}, key=depth)
     width, height = max(1.6, 0.36 * len(kinds)) + 0.4, min(max(0.26 * len(layers), 1.0), 7) + 0.5
     figure, axes = shared_panels(len(runs), panel=(width, height), margin=(0.6, 1.1), narrowest=5.0)
     norm = root_scale(max(max(values.values()) for values in runs.values()) or 1.0)
@@ -85,5 +85,6 @@ def _write(ax: Axes, grid: np.ndarray, norm: PowerNorm, digits: int) -> None:
             ax.text(x, y, f"{value:.{digits}g}", color=colour, **style)
 
 
-def _depth(label: str) -> tuple[float, str]:
+def depth(label: str) -> tuple[float, str]:
+    """Sorts labels of layers: numbers by value, then names."""
     return (float(label), "") if label.isdigit() else (math.inf, label)

@@ -46,3 +46,24 @@ def test_ranks_that_a_method_refuses_end_the_search_at_the_largest_it_takes() ->
     assert find_rank("a", Match(parameters=90), count) == (9, 90)
     with pytest.raises(ValueError, match="r = 10 has 100 and model.adapter.r = 11 has 110"):
         find_rank("a", Match(parameters=300), count)
+
+
+@pytest.mark.parametrize("least", [2, 3, 5, 8, 600])
+def test_ranks_that_a_method_refuses_begin_the_search_at_the_smallest_it_takes(least: int) -> None:
+    def count(rank: int) -> int:
+        if rank < least:
+            raise ValueError(f"target_r must be at least r = {least}, got {rank}")
+        return 10 * rank
+
+    for rank in (least, least + 1, 3 * least):
+        assert find_rank("a", Match(parameters=10 * rank), count) == (rank, 10 * rank)
+    with pytest.raises(ValueError, match=rf"model.adapter.r = {least} has {10 * least:,}\b"):
+        find_rank("a", Match(parameters=5), count)
+
+
+def test_a_method_that_takes_no_rank_says_why() -> None:
+    def count(rank: int) -> int:
+        raise ValueError(f"min_r must lie between 0 and 1, got {rank}")
+
+    with pytest.raises(ValueError, match="got 1$"):
+        find_rank("a", Match(parameters=5), count)
