@@ -30,26 +30,12 @@ def words_of(path: Path) -> list[str]:
     return words[2:]
 
 
-@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
-def test_small_one_is_planned(
-    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_it_names_files_and_runs_that_are_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    comparison, folder, extra, _ = read_comparison(words_of(path))
-    assert Path(comparison.folder) == Path("runs/compare") / path.stem
-    comparison.match = None  # ranks are chosen below
-    plan = make_plan(comparison, folder, extra, resolver)
-    assert all(plan.baseline_of(run) in plan.trees for run in plan.trees)
-    models = {tree["model"]["init_args"]["model_name_or_path"] for tree in plan.trees.values()}
-    assert models <= ({"smollm2", "minilm"} if path in PRETRAINED else {"tiny_llama"})
-
-
-@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
-def test_large_one_names_files_and_runs_that_are_there(
-    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    comparison, folder, extra, _ = read_comparison(words_of(path))
+    comparison, folder, _, _ = read_comparison(words_of(path))
     assert Path(comparison.folder) == Path("runs/compare") / path.stem
     runs = expand(comparison, folder)
     assert {*comparison.baselines, *comparison.baselines.values()} <= runs.keys()
@@ -57,23 +43,23 @@ def test_large_one_names_files_and_runs_that_are_there(
 
 
 def marked(path: Path) -> Any:
-    """Two of the large ones in CI: the widest, and one with a grid of two keys."""
-    often = path.stem in ("all", "droplora_rate_rank")
+    """In CI the widest of each kind, and one with a grid; a tree takes a third of a second."""
+    often = path.stem in ("tiny_loradrop_ablations", "small_e2e", "all")
     return pytest.param(path, marks=pytest.mark.slow if often else pytest.mark.long, id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(marked, LARGE))
-def test_large_one_is_planned(
-    path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("path", list(map(marked, SHIPPED)))
+def test_it_is_planned(path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     comparison, folder, extra, _ = read_comparison(words_of(path))
-    comparison.match = None
+    comparison.match = None  # ranks are chosen below
     plan = make_plan(comparison, folder, extra, resolver)
-    assert not any(
-        tree["model"]["init_args"]["model_name_or_path"] == "tiny_llama"
-        for tree in plan.trees.values()
-    )
+    assert all(plan.baseline_of(run) in plan.trees for run in plan.trees)
+    models = {tree["model"]["init_args"]["model_name_or_path"] for tree in plan.trees.values()}
+    if path in LARGE:
+        assert not models & {"tiny_llama", "smollm2", "minilm"}
+    else:
+        assert models <= ({"smollm2", "minilm"} if path in PRETRAINED else {"tiny_llama"})
 
 
 def test_each_study_has_a_small_one() -> None:
@@ -82,27 +68,44 @@ def test_each_study_has_a_small_one() -> None:
     assert {f"tiny_{name}" for name in large} == names - large - {"tiny_commonsense"}
 
 
-@pytest.mark.slow
-def test_the_comparison_of_all_methods_has_them_all_at_one_size(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+def methods_in(path: Path) -> set[str]:
+    comparison, _, _, _ = read_comparison(words_of(path))
+    return {str(settings["model.adapter"]) for settings in comparison.runs.values()}
+
+
+@pytest.mark.parametrize("size", ["", "tiny_"])
+def test_the_comparisons_of_all_methods_and_of_ranks_have_them_all(
+    size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning_peft import strategies
 
     monkeypatch.chdir(ROOT)
-    comparison, folder, extra, _ = read_comparison(words_of(ROOT / "configs/compare/tiny_all.yaml"))
-    plan = make_plan(comparison, folder, extra, resolver)
-    used = {
-        tree["model"]["init_args"]["adapter"]["class_path"].rpartition(".")[2]
-        for tree in plan.trees.values()
-    }
     ours = {
         name
         for name in strategies.__all__
         if issubclass(getattr(strategies, name), strategies.AdapterStrategy)
     }
-    assert used == ours - {"AdapterStrategy"}
-    assert all(abs(count / 155_648 - 1) < 0.05 for count in plan.parameters.values())
-    assert len(plan.parameters) == 10
+    folder = ROOT / "configs/compare"
+    ranks = methods_in(folder / f"{size}rank_family.yaml")
+    assert methods_in(folder / f"{size}all.yaml") | ranks == ours - {"AdapterStrategy"}
+    assert methods_in(folder / "small_rank_family.yaml") == ranks
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param("tiny_all", 10, marks=pytest.mark.long),
+        pytest.param("tiny_rank_family", 12, marks=pytest.mark.slow),
+    ],
+)
+def test_a_comparison_has_methods_at_one_size(
+    name: str, count: int, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    comparison, folder, extra, _ = read_comparison(words_of(ROOT / f"configs/compare/{name}.yaml"))
+    plan = make_plan(comparison, folder, extra, resolver)
+    assert all(abs(number / 155_648 - 1) < 0.05 for number in plan.parameters.values())
+    assert len(plan.parameters) == count
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,16 @@ def test_pages_show_every_family() -> None:
         assert f"configs/families/{folder.name}/tiny.yaml" in text
 
 
-@pytest.mark.parametrize("family", FAMILIES.values())
-@pytest.mark.parametrize("method", METHODS)
+def pairs() -> Iterator[Any]:
+    """All methods over all families; in CI the papers' over each, and each over one."""
+    families = sorted(FAMILIES.values())
+    for i, method in enumerate(METHODS):
+        for family in families:
+            often = method in PAPERS or family == families[i % len(families)]
+            yield pytest.param(family, method, marks=() if often else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("family", "method"), list(pairs()))
 def test_every_method_goes_over_every_family(
     family: str, method: str, settings: Settings, resolver: Resolver, files_of: Words
 ) -> None:

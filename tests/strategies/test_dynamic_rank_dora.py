@@ -215,7 +215,10 @@ SCHEDULE: dict[str, Any] = {"r": 4, "target_r": 2, "prune_every": 2, "total_step
         pytest.param(
             {"start_ratio": 0.0, "final_ratio": 0.0, "curve": "early"}, marks=pytest.mark.long
         ),
-        {"rank_gate": lambda r: RankDropout(r, 0.3), "rank_pattern": {"v_proj": 1}},
+        pytest.param(
+            {"rank_gate": lambda r: RankDropout(r, 0.3), "rank_pattern": {"v_proj": 1}},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -236,7 +236,7 @@ def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -
     [
         {},
         pytest.param({"b": 8, "max_r": 3, "final_warmup": 0}, marks=pytest.mark.long),
-        {"rank_gate": lambda r: RankDropout(r, 0.3)},
+        pytest.param({"rank_gate": lambda r: RankDropout(r, 0.3)}, marks=pytest.mark.long),
         pytest.param({"rank_pattern": {"q_proj": 1}}, marks=pytest.mark.long),
     ],
 )

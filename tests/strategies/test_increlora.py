@@ -241,7 +241,10 @@ def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -
             {"top_h": 4, "target_r": 4, "advance_learn": False, "lr_warmup": 5},
             marks=pytest.mark.long,
         ),
-        {"top_h": 4, "rank_gate": lambda r: RankDropout(r, 0.3), "lora_dropout": 0.1},
+        pytest.param(
+            {"top_h": 4, "rank_gate": lambda r: RankDropout(r, 0.3), "lora_dropout": 0.1},
+            marks=pytest.mark.long,
+        ),
         pytest.param({"rank_pattern": {"q_proj": 2}}, marks=pytest.mark.long),
     ],
 )

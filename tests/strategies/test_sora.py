@@ -272,11 +272,14 @@ def test_numbers_outside_their_range_are_refused(arguments, sentence) -> None:
     [
         {"remove_every": 4},
         pytest.param({"total_step": 12}, marks=pytest.mark.long),
-        {
-            "remove_every": 5,
-            "rank_gate": lambda r: RankDropout(r, 0.3),
-            "rank_pattern": {"up_proj": 2},
-        },
+        pytest.param(
+            {
+                "remove_every": 5,
+                "rank_gate": lambda r: RankDropout(r, 0.3),
+                "rank_pattern": {"up_proj": 2},
+            },
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_keeps_a_strategys_promises(arguments) -> None:

@@ -64,7 +64,7 @@ def trainer(folder: Path, **kwargs: Any) -> Trainer:
     return Trainer(**{**quiet, **kwargs})
 
 
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("grouped", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("accumulate", "options"),
     [
