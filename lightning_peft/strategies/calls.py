@@ -42,6 +42,12 @@ class CallWatch:
         if self.needed:
             _watches.start(self)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Watch as well, as the copy of a watch (deep-copied, pickled); by other optimizers."""
+        self.__dict__.update(state, _stepping=set())
+        if self.needed:
+            _watches.start(self)
+
     def noting(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
         """The same method, whose calls are noted under a name."""
         return _Noting(self, name, method)
