@@ -51,6 +51,7 @@ class AdaLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import (
     AttachReport,
     adapter_layers,
@@ -96,6 +97,10 @@ class AdapterStrategy(StepHooks):
     # state as they are on one device), "weights at attach" (the base's values when adapters are put
     # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    # Whether ranks change while it trains. An optimizer whose state cannot follow (8-bit, factored)
+    # is then refused at its first step, and not when the first component leaves or comes.
+    changes_ranks: ClassVar[bool] = False
 
     # What to do where an engine has cut the weights before :meth:`prepare` could look at data.
     instead_of_data: ClassVar[str] = "run it on one device, with DDP or ZeRO-2"
@@ -201,7 +206,10 @@ class AdapterStrategy(StepHooks):
 
     @property
     def looks_at_data(self) -> bool:
-        """Whether :meth:`prepare` will ask for data, so that the base has to be whole by then."""
+        """Whether :meth:`prepare` will ask for data, so that the base has to be whole by then.
+
+        Until it has, or a saved state has been loaded, no optimizer may step.
+        """
         return type(self).prepare is not AdapterStrategy.prepare
 
     def prepare(
@@ -355,9 +363,24 @@ class AdapterStrategy(StepHooks):
         for method in ("before_step", "after_step"):
             if getattr(type(self), method) is not getattr(AdapterStrategy, method):
                 needed.add(method)
-        self.watch_calls(model, needed)
+        looks = self.looks_at_data
+        self.watch_calls(model, needed, self._first_step if looks or self.changes_ranks else None)
+        for method in ("prepare", "restructure", "load_state_dict") if looks else ():
+            self.note_calls("prepare", method)
         counts = {pattern: len(group) for pattern, group in matched.items()}
         return make_report(model, type(self).__name__, counts)
+
+    def _first_step(self, optimizer: Optimizer) -> None:
+        """Refuse, after an optimizer's first step, what would be wrong in silence or fail late."""
+        assert self._calls is not None
+        if self.looks_at_data and "prepare" not in self._calls.ever:
+            raise UserError(
+                f"{type(self).__name__} looks at data before training, but prepare was not called: "
+                "call strategy.prepare(model, sample, loss) after strategy.attach(model) and "
+                "before the optimizer is made, or load the strategy's saved state."
+            )
+        if self.changes_ranks:
+            distributed.refuse_packed(self._calls.parameters(), optimizer)
 
     def note(self, step: int, layer: str, event: str, rank: int | None) -> None:
         """Remember a decision, for the record and the pictures.

@@ -63,6 +63,7 @@ class DynamicRankDoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class ElaLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,

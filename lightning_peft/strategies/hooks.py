@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -37,19 +37,31 @@ class StepHooks(Callback):
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the optimizer's step."""
 
-    def watch_calls(self, model: nn.Module, needed: set[str]) -> None:
+    def watch_calls(
+        self,
+        model: nn.Module,
+        needed: set[str],
+        first: Callable[[Optimizer], None] | None = None,
+    ) -> None:
         """From now on raise at an optimizer's step around which a needed method was not called.
 
         Args:
             model: Whose adapters make an optimizer one to watch.
             needed: ``before_step``, ``after_step``, both or none.
+            first: Called with such an optimizer after its first step; it may raise.
         """
         layers = list(adapter_layers(model).values())
-        self._calls = CallWatch(type(self).__name__, needed, functools.partial(_parameters, layers))
+        own = functools.partial(_parameters, layers)
+        self._calls = CallWatch(type(self).__name__, needed, own, first=first)
         # Only these: a noted method refers to its strategy, so that strategy and model go when the
         # garbage collector comes, and not at once.
         for name in needed:
-            setattr(self, name, self._calls.noting(name, getattr(self, name)))
+            self.note_calls(name, name)
+
+    def note_calls(self, name: str, method: str) -> None:
+        """From now on note calls of a method under a name."""
+        assert self._calls is not None
+        setattr(self, method, self._calls.noting(name, getattr(self, method)))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

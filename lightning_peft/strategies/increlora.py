@@ -82,6 +82,7 @@ class IncreLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights"})
+    changes_ranks = True
 
     def __init__(
         self,

@@ -49,6 +49,8 @@ class LayerRemoval(AdapterStrategy):
         UserError: If a number lies outside its range.
     """
 
+    changes_ranks = True
+
     def __init__(
         self, r: int = 8, keep: float = 0.5, every: int = 50, count: int = 1, **lora: Any
     ) -> None:

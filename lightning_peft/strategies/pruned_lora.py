@@ -67,6 +67,8 @@ class PrunedLoRA(AdapterStrategy):
         UserError: If a number lies outside its range, or a choice is none of those.
     """
 
+    changes_ranks = True
+
     def __init__(
         self,
         r: int = 32,
