@@ -8,6 +8,7 @@ and `allot_highest` counts for each layer how many of its components are among t
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -85,6 +86,31 @@ def allot_highest(values: Sequence[Sequence[float]], budget: int, min_r: int = 0
     pool = [(-v, i) for i, own in enumerate(values) for v in own[ranks[i] :]]
     for _, i in sorted(pool)[: budget - sum(ranks)]:
         ranks[i] += 1
+    return ranks
+
+
+def even_ranks(most: Sequence[int], budget: int, least: Sequence[int] | None = None) -> list[int]:
+    """Return the ranks that are most alike among those that sum to the budget.
+
+    What a method leaves at the end whose budget is over all layers, if it left them alike: the
+    right number of components in any case, and the right number of parameters too where layers
+    have one size. Where they have not, which layer keeps how many is for the data to say.
+
+    Args:
+        most: the most components of each layer.
+        budget: the sum of the ranks, as far as the bounds allow it.
+        least: the fewest of each; none when None.
+    """
+    ranks = [0] * len(most) if least is None else list(least)
+    able = [(rank, i) for i, rank in enumerate(ranks) if rank < most[i]]
+    heapq.heapify(able)
+    for _ in range(budget - sum(ranks)):
+        if not able:
+            break
+        rank, i = heapq.heappop(able)  # the lowest; of equal ones the earliest
+        ranks[i] = rank + 1
+        if ranks[i] < most[i]:
+            heapq.heappush(able, (ranks[i], i))
     return ranks
 
 

@@ -26,6 +26,7 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.hooks import steps_of
 from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty, triplet
@@ -163,9 +164,10 @@ class AdaLoRA(AdapterStrategy):
             self.averages.clear()
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer, which is its mean at the end."""
-        layers = lora_layers(model).values()  # a pattern may start one below the target
-        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
+        """The count of ``target_r`` components for each layer; see :func:`even_ranks`."""
+        layers = lora_layers(model).values()
+        ranks = even_ranks([layer.rank for layer in layers], self.target_r * len(layers))
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.change_sensitivity import ChangeSensitivity
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.triplets import DIMS, orthogonality_penalty, triplet
 from lightning_peft.strategies.warm_up import WarmUp
 
@@ -218,8 +219,11 @@ class IncreLoRA(AdapterStrategy):
             self.warm_up.begin(f"{name}.{key}", before, layer.rank, step)
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer, which is its mean at the end."""
-        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
+        """The count of ``target_r`` components for each layer; see :func:`even_ranks`."""
+        layers = lora_layers(model).values()
+        most, least = [self.max_r] * len(layers), [layer.r for layer in layers]
+        ranks = even_ranks(most, self.target_r * len(layers), least)
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
-from lightning_peft.pruning import criteria, linalg, schedule
+from lightning_peft.pruning import allotment, criteria, linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.hooks import steps_of
 from lightning_peft.strategies.running_sums import RunningSums
@@ -276,9 +276,13 @@ class PrunedLoRA(AdapterStrategy):
                 layers[names[i]].add_to_whole(change_A, change_B)
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer; with ``global`` allocation, its mean."""
-        layers = lora_layers(model).values()  # a pattern may start one below the target
-        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
+        """The count at ``target_r``; for ``global`` see :func:`.allotment.even_ranks`."""
+        layers = lora_layers(model).values()
+        most = [layer.rank for layer in layers]
+        ranks = [min(rank, self.target_r) for rank in most]
+        if self.allocation == "global":
+            ranks = allotment.even_ranks(most, self.target_r * len(most))
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
