@@ -28,7 +28,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
 from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty, triplet
 
 
@@ -93,6 +93,11 @@ class AdaLoRA(AdapterStrategy):
                 f"can fall between them, got {self.tinit} + {self.tfinal}."
             )
 
+    @property
+    def _final_step(self) -> int:
+        assert self.total_step is not None
+        return min(self.total_step - self.tfinal, self.total_step - 1)
+
     def gate(self, r: int) -> nn.Module:
         """The singular values Λ, before what every strategy may have there."""
         return chain(RankScale(r, 0.0), super().gate(r))
@@ -112,9 +117,13 @@ class AdaLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
         super().on_train_start(trainer, pl_module)
+        steps = steps_of(trainer)
         if self.total_step is None:
-            self.total_step = steps_of(trainer)
+            self.total_step = steps
             self._check_schedule()
+        else:
+            done = f"AdaLoRA's budget is final by total_step = {self.total_step}"
+            say_if_too_short(steps, done, self._final_step, "leave total_step out")
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q are from orthonormal ones, weighted (equation 4)."""
@@ -130,13 +139,12 @@ class AdaLoRA(AdapterStrategy):
                 "total_step where there is no trainer to ask."
             )
         last = self.total_step - self.tfinal
-        final_step = min(last, self.total_step - 1)
         layers = lora_layers(model)
-        if global_step > final_step or not layers:
+        if global_step > self._final_step or not layers:
             return
         if global_step < last:
             self.averages.update(layers)
-        final = global_step == final_step
+        final = global_step == self._final_step
         if final or (global_step > self.tinit and global_step % self.deltaT == 0):
             self._allocate(layers, optimizer, global_step, final)
 

@@ -37,7 +37,7 @@ from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.pruning.relative_norm import late_budget, relative_norms
 from lightning_peft.pruning.sensitivity import above_budget, cubic_budget
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 
 Curve = Literal["late", "early"]
 
@@ -127,8 +127,12 @@ class DynamicRankDoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer, where it has one."""
         super().on_train_start(trainer, pl_module)
+        steps = steps_of(trainer)
         if self.total_step is None:
-            self.total_step = steps_of(trainer)
+            self.total_step = steps
+        else:
+            done = f"DynamicRankDoRA's budget is final by total_step = {self.total_step}"
+            say_if_too_short(steps, done, self._span()[1] - 1, "leave total_step out")
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Mean variance of the values of an A_i or a B_i, weighted, while the budget falls."""
@@ -157,10 +161,15 @@ class DynamicRankDoRA(AdapterStrategy):
             before = self.shares.get(name, torch.zeros_like(share)).to(share.device)
             self.shares[name] = self.beta * before + (1 - self.beta) * share
         done = global_step + 1
-        first = int(self.start_ratio * self.total_step)
-        last = self.total_step - int(self.final_ratio * self.total_step)
+        first, last = self._span()
         if done >= last or (done > first and (done - first) % self.prune_every == 0):
             self._allocate(layers, optimizer, global_step, (first, last))
+
+    def _span(self) -> tuple[int, int]:
+        """How many steps are done when the budget begins to fall, and when it is final."""
+        assert self.total_step is not None
+        first = int(self.start_ratio * self.total_step)
+        return first, self.total_step - int(self.final_ratio * self.total_step)
 
     def _allocate(
         self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int, span: tuple[int, int]

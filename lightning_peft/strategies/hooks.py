@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -120,6 +121,24 @@ def steps_of(trainer: Trainer) -> int | None:
     """How many optimizer steps a run will have; None where its trainer cannot know."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 <= steps < math.inf else None
+
+
+def say_if_too_short(
+    steps: int | None, done: str, last: int, instead: str, end: str = "before"
+) -> None:
+    """Warn where a run ends before a method is done.
+
+    Args:
+        steps: Of the run; None where nobody knows.
+        done: What the method has then: ``PrunedLoRA reaches target_r = 8``.
+        last: Optimizer step (0-based) at which it has.
+        instead: What to change.
+        end: How the run ends: ``before``, ``with more``.
+    """
+    if steps is not None and last >= steps:
+        rank_zero_warn(
+            f"{done} at step {last}, but this run has {steps} steps and ends {end}: {instead}."
+        )
 
 
 def _parameters(layers: list[AdaptedLayer]) -> list[nn.Parameter]:

@@ -18,9 +18,11 @@ here new parameters warm up, from zero over ``lr_warmup`` steps, to the run's le
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,7 +36,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.change_sensitivity import ChangeSensitivity
-from lightning_peft.pruning.allotment import even_ranks
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.triplets import DIMS, orthogonality_penalty, triplet
 from lightning_peft.strategies.warm_up import WarmUp
 
@@ -170,6 +172,22 @@ class IncreLoRA(AdapterStrategy):
                 if _gate(layer).reserve:
                     keep_components(layer, torch.arange(_used(layer)), optimizer)
                     _gate(layer).reserve = 0
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if the run is too short for the budget."""
+        super().on_train_start(trainer, pl_module)
+        if self.model is not None:
+            self._say_if_too_short(lora_layers(self.model), steps_of(trainer))
+
+    def _say_if_too_short(self, layers: Layers, steps: int | None) -> None:
+        left = self.target_r * len(layers) - sum(layer.r for layer in layers.values())
+        events = math.ceil(left / (min(self.top_h, len(layers)) * self.incre_rank_num))
+        first = self.init_warmup // self.incre_interval + 1
+        if events > 0:
+            done = f"IncreLoRA reaches target_r = {self.target_r} at the earliest"
+            instead = "lower init_warmup or incre_interval, or raise top_h or incre_rank_num"
+            last = (first + events - 1) * self.incre_interval
+            say_if_too_short(steps, done, last, instead, "below, with its reserves")
+
         for name, layer in layers.items():
             for key, parameter in triplet(layer).items():
                 self.warm_up.before(f"{name}.{key}", parameter, DIMS[key], layer.rank, global_step)
