@@ -38,6 +38,9 @@ class Gate(nn.Module):
     def new_step(self) -> None:
         """Draw anew what holds for a whole optimizer step; called after each step."""
 
+    def after_loading(self) -> None:
+        """Take notice of the tensors that were loaded."""
+
 
 def step_gates(gate: nn.Module | None) -> list[Any]:
     """The parts of a gate that act at optimizer steps."""

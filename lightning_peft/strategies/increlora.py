@@ -34,6 +34,7 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.change_sensitivity import ChangeSensitivity
 from lightning_peft.strategies.hooks import say_if_too_short, steps_of
@@ -49,7 +50,23 @@ Layers = dict[str, LoRALinear]
 class Reserving(RankScale):
     """Λ, whose last ``reserve`` values are held at 1e-5 and do not train."""
 
-    reserve = 0
+    reserved: Tensor
+
+    def __init__(self, r: int, start: float) -> None:
+        super().__init__(r, start)
+        # A buffer, since it belongs to the tensors wherever they are saved; a number beside it,
+        # since a GPU would be waited for.
+        self.register_buffer("reserved", torch.tensor(0))
+        self.reserve = 0
+
+    def hold(self, reserve: int) -> None:
+        """Hold the last ``reserve`` values from now on."""
+        self.reserve = reserve
+        self.reserved.fill_(reserve)
+
+    def after_loading(self) -> None:
+        """Hold as many as were saved."""
+        self.reserve = int(self.reserved)
 
     def forward(self, z: Tensor) -> Tensor:
         """Scale rank activations, (..., r) to (..., r)."""
@@ -137,7 +154,7 @@ class IncreLoRA(AdapterStrategy):
         """P and Q normal with standard deviation 0.02, Λ zero, and the first reserve behind."""
         gate, used = _gate(layer), layer.rank
         if self.advance_learn:
-            gate.reserve = min(self.incre_rank_num, self.max_r - used)
+            gate.hold(min(self.incre_rank_num, self.max_r - used))
             A, B = layer.active_A.detach(), layer.active_B.detach()
             rows = A.new_zeros(gate.reserve, layer.in_features)
             add_components(layer, rows, B.new_zeros(layer.out_features, gate.reserve))
@@ -155,23 +172,6 @@ class IncreLoRA(AdapterStrategy):
         self.seen.start(layers)
         return report
 
-    def penalty(self, model: nn.Module) -> Tensor | float:
-        """How far P and Q, reserves among them, are from orthonormal ones."""
-        return self.orth_reg_weight * orthogonality_penalty(model)
-
-    def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
-        """Update the importance, and let layers grow if this step is due."""
-        layers = lora_layers(model)
-        if self._left(layers) > 0:
-            self._update(layers)
-            if global_step > self.init_warmup and global_step % self.incre_interval == 0:
-                self._grow(layers, optimizer, global_step)
-        if self._left(layers) <= 0:
-            self.seen.stop()
-            for layer in layers.values():
-                if _gate(layer).reserve:
-                    keep_components(layer, torch.arange(_used(layer)), optimizer)
-                    _gate(layer).reserve = 0
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say if the run is too short for the budget."""
         super().on_train_start(trainer, pl_module)
@@ -188,6 +188,23 @@ class IncreLoRA(AdapterStrategy):
             last = (first + events - 1) * self.incre_interval
             say_if_too_short(steps, done, last, instead, "below, with its reserves")
 
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """How far P and Q, reserves among them, are from orthonormal ones."""
+        return self.orth_reg_weight * orthogonality_penalty(model)
+
+    def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
+        """Update the importance, and let layers grow if this step is due."""
+        layers = lora_layers(model)
+        if self._left(layers) > 0:
+            self._update(layers)
+            if global_step > self.init_warmup and global_step % self.incre_interval == 0:
+                self._grow(layers, optimizer, global_step)
+        if self._left(layers) <= 0:
+            self.seen.stop()
+            for layer in layers.values():
+                if _gate(layer).reserve:
+                    keep_components(layer, torch.arange(_used(layer)), optimizer)
+                    _gate(layer).hold(0)
         for name, layer in layers.items():
             for key, parameter in triplet(layer).items():
                 self.warm_up.before(f"{name}.{key}", parameter, DIMS[key], layer.rank, global_step)
@@ -231,7 +248,7 @@ class IncreLoRA(AdapterStrategy):
         Q = distributed.from_first(STD * torch.randn(new, layer.in_features))
         P = distributed.from_first(STD * torch.randn(layer.out_features, new))
         add_components(layer, Q, P, optimizer, gate=RESERVED if self.advance_learn else 0.0)
-        _gate(layer).reserve = reserve
+        _gate(layer).hold(reserve)
         self.warm_up.begin(f"{name}.values", used - count, used, step)
         for key in ("P", "Q"):
             self.warm_up.begin(f"{name}.{key}", before, layer.rank, step)
@@ -245,19 +262,12 @@ class IncreLoRA(AdapterStrategy):
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
-        """Decisions, the smoothed importance, the reserves, and which components warm up."""
-        layers = {} if self.model is None else lora_layers(self.model)
+        """Decisions, the smoothed importance, and which components warm up."""
         return {
             **super().state_dict(),
             "averages": list(self.averages),
-            "reserve": {name: _gate(layer).reserve for name, layer in layers.items()},
             "born": {key: dict(born) for key, born in self.warm_up.born.items()},
         }
-
-    def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Tell the gates which of the saved components are reserves."""
-        for name, layer in lora_layers(model).items():
-            _gate(layer).reserve = state["reserve"].get(name, 0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
