@@ -114,7 +114,7 @@ def even_ranks(most: Sequence[int], budget: int, least: Sequence[int] | None = N
     return ranks
 
 
-def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
+def check_budget(budget: int, layers: int, min_r: int, most: int, hint: str = "") -> None:
     """Refuse a budget that the bounds do not allow.
 
     Args:
@@ -122,6 +122,7 @@ def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
         layers: how many there are.
         min_r: the lowest rank of each.
         most: components that all layers may have together.
+        hint: what follows the number in the sentence.
 
     Raises:
         UserError: as said.
@@ -129,7 +130,7 @@ def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
     if not layers * min_r <= budget <= most:
         raise UserError(
             f"budget must lie between {layers * min_r} (min_r = {min_r} in each of {layers} "
-            f"layers) and {most} (the most that they may have), got {budget}."
+            f"layers) and {most} (the most that they may have), got {budget}{hint}."
         )
 
 

@@ -22,7 +22,7 @@ from lightning_peft.adapters.attach import (
     match_targets,
     replace_linears,
 )
-from lightning_peft.adapters.by_name import ByName, check_patterns
+from lightning_peft.adapters.by_name import ByName, check_alphas, check_patterns
 from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.gates import step_gates
 from lightning_peft.adapters.layer import LoRALinear
@@ -88,8 +88,8 @@ class AdapterStrategy(StepHooks):
             value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
-        UserError: If a rank is below 1, ``lora_dropout`` lies outside [0, 1), or a pattern is no
-            regular expression.
+        UserError: If a rank is below 1, ``lora_dropout`` lies outside [0, 1), an alpha is no finite
+            number above zero, or a pattern no regular expression.
     """
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
@@ -137,6 +137,7 @@ class AdapterStrategy(StepHooks):
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         self.r = r
         self.lora_alpha = 2 * r if lora_alpha is None else lora_alpha
+        check_alphas(self.lora_alpha, alpha_pattern)
         self.lora_dropout = lora_dropout
         self.target_modules = target_modules
         self.exclude_modules = exclude_modules
