@@ -122,12 +122,11 @@ class PrunedLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch anew, behind the hooks by which an engine makes parameters whole."""
         super().on_train_start(trainer, pl_module)
-        if self.model is None:
-            return
-        self._say_if_too_short(lora_layers(self.model), steps_of(trainer))
+        if self.model is not None:
+            self._say_if_too_short(lora_layers(self.model), steps_of(trainer))
         if self._watch is not None:
             self._watch.stop()
-            self._watch_activations(self.model)
+            self._watch.start()
 
     def _say_if_too_short(self, layers: Layers, steps: int | None) -> None:
         ranks = [layer.r for layer in layers.values()]
