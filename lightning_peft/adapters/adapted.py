@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from lightning_peft import distributed
 from lightning_peft.adapters.dense import dense_weight
+from lightning_peft.adapters.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,10 @@ class AdaptedLayer(nn.Module):
         """Make ready for saved tensors, by their names in this layer."""
 
     def after_loading(self) -> None:
-        """Take notice of the tensors that were loaded."""
+        """Take notice of the tensors that were loaded, and have the gate do so."""
+        for part in self.gate.modules() if self.gate is not None else ():
+            if isinstance(part, Gate):
+                part.after_loading()
 
     def peft(self) -> PeftForm | None:
         """How PEFT stores this layer; None where PEFT has no such form."""

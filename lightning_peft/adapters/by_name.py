@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from lightning_peft.adapters.adapted import AdaptedLayer
@@ -50,6 +52,23 @@ class ByName:
                 raise UserError(
                     f"{self.key}: {pattern} matches no adapted layer; there are {near}, …"
                 )
+
+
+def check_alphas(alpha: Any, pattern: Mapping[str, Any] | None) -> None:
+    """Refuse what is no numerator of a scaling.
+
+    Args:
+        alpha: ``lora_alpha``.
+        pattern: ``alpha_pattern``.
+
+    Raises:
+        UserError: As said.
+    """
+    named = {f"alpha_pattern {key!r}": value for key, value in (pattern or {}).items()}
+    for key, value in {"lora_alpha": alpha, **named}.items():
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise UserError(f"{key} must be a finite number above zero, got {value!r}.")
 
 
 def check_patterns(

@@ -6,7 +6,8 @@ work with everything else:
 * in eval it is a fixed diagonal, so that it folds into B (``nn.Dropout`` is one: the identity);
 * it draws from torch's global random stream, which activation checkpointing and resume restore;
 * where it holds a value for each component, that is a parameter or buffer of shape (r,), which
-  loses the values of removed components together with A and B.
+  loses the values of removed components together with A and B. Shape alone tells, so that a gate
+  must hold nothing else in one dimension whose length the rank may have at some step.
 
 :class:`Gate` is a base for those that do more: hold one draw over a whole optimizer step, or say
 which components pass before they are computed.
@@ -37,6 +38,9 @@ class Gate(nn.Module):
 
     def new_step(self) -> None:
         """Draw anew what holds for a whole optimizer step; called after each step."""
+
+    def after_loading(self) -> None:
+        """Take notice of the tensors that were loaded."""
 
 
 def step_gates(gate: nn.Module | None) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -52,7 +53,9 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
         end = self.model.register_forward_hook(self._end, always_call=True)
         self._handles = [hook, end]
         for name, layer in adapter_layers(self.model).items():
-            self._handles.append(layer.register_forward_pre_hook(self._look(name)))
+            # Of bound methods, so that the copy of a model tells the copy of this object.
+            look = functools.partial(self._look, name)
+            self._handles.append(layer.register_forward_pre_hook(look))
         return self
 
     def stop(self) -> None:
@@ -87,22 +90,19 @@ class observe_inputs(AbstractContextManager["observe_inputs"]):  # noqa: N801 - 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = False
 
-    def _look(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        @torch.no_grad()
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            # Recomputation runs in the backward pass, outside the model's forward.
-            if not self._inside or name in self._seen:
-                return
-            self._seen.add(name)
-            x = args[0].detach()
-            tokens = x.reshape(-1, x.shape[-1])  # (batch * tokens, d_in)
-            if self._shape == x.shape[:-1]:
-                tokens = tokens.index_select(0, self._attended.to(x.device))
-            # What is summed over thousands of tokens is computed in the adapters' own precision.
-            with torch.autocast(x.device.type, enabled=False):
-                self.observer(name, layer, tokens)  # type: ignore[arg-type]
-
-        return hook
+    @torch.no_grad()
+    def _look(self, name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # Recomputation runs in the backward pass, outside the model's forward.
+        if not self._inside or name in self._seen:
+            return
+        self._seen.add(name)
+        x = args[0].detach()
+        tokens = x.reshape(-1, x.shape[-1])  # (batch * tokens, d_in)
+        if self._shape == x.shape[:-1]:
+            tokens = tokens.index_select(0, self._attended.to(x.device))
+        # What is summed over thousands of tokens is computed in the adapters' own precision.
+        with torch.autocast(x.device.type, enabled=False):
+            self.observer(name, layer, tokens)  # type: ignore[arg-type]
 
 
 def _of_packed_rows(position_ids: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class ResidualLinear(LoRALinear):
 
     def after_loading(self) -> None:
         """Take the part that was loaded out of the base."""
+        super().after_loading()
         if not self._taken and bool(self.start_A.any()):
             self._take(1)
 

@@ -102,7 +102,7 @@ def widened(tensor: Tensor, shape: torch.Size) -> Tensor:
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load what :func:`adapter_state_dict` gave, resizing layers whose rank differs first.
 
-    Where a strategy has a structure of its own (shared layers, allotted ranks, reserves), call its
+    Where a strategy has a structure of its own (shared layers, allotted ranks), call its
     ``restructure(model, strategy_state)`` before.
 
     Args:

@@ -81,12 +81,18 @@ class Keeper(ABC):
         """The optimizer of torch's form that holds the state, in the one that the trainer has."""
 
     @abstractmethod
-    def moments(self, optimizer: Any) -> dict[str, Tensor]:
-        """What the optimizer remembers of each value, by key; nothing before the first step.
+    def moment_keys(self, optimizer: Any) -> list[str]:
+        """The keys of what the optimizer remembers of each value; none before the first step.
+
+        No collective.
 
         Raises:
             UserError: If it packs values together, so that none can be taken out.
         """
+
+    @abstractmethod
+    def moments(self, optimizer: Any) -> dict[str, Tensor]:
+        """What the optimizer remembers of each value, by the keys of :meth:`moment_keys`."""
 
     @abstractmethod
     def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:

@@ -85,6 +85,23 @@ def moments(p: nn.Parameter, optimizer: Any) -> dict[str, Tensor]:
     return keeper_of(p).moments(optimizer) if p.requires_grad else {}
 
 
+def refuse_packed(parameters: Iterable[nn.Parameter], optimizer: Any) -> None:
+    """Refuse an optimizer whose state could not follow if components left or came.
+
+    No collective. Under ZeRO state is flat, and looked at when ranks change.
+
+    Args:
+        parameters: Those whose state counts.
+        optimizer: After its first step, before which it has no state.
+
+    Raises:
+        UserError: If it packs values together (8-bit, factored).
+    """
+    for p in parameters:
+        if p.requires_grad:
+            keeper_of(p).moment_keys(optimizer)
+
+
 @torch.no_grad()
 def write_moment(p: nn.Parameter, optimizer: Any, key: str, full: Tensor) -> None:
     """Set what the optimizer remembers of a parameter under one key, in full."""

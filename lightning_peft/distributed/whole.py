@@ -50,14 +50,15 @@ class Whole(Keeper):
     def moments(self, optimizer: Any) -> dict[str, Tensor]:
         """The entries of the parameter's shape, themselves and not copies."""
         state = self.state(optimizer)
-        return {key: self.read_share(state[key]) for key in self._moment_keys(optimizer)}
+        return {key: self.read_share(state[key]) for key in self.moment_keys(optimizer)}
 
     def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
         """Set a moment in its place."""
         self.begin_moment(optimizer, key, full.dtype)
         self.write_share(self.state(optimizer)[key], full)
 
-    def _moment_keys(self, optimizer: Any) -> list[str]:
+    def moment_keys(self, optimizer: Any) -> list[str]:
+        """Of the entries of the parameter's shape, if there are no others but counters."""
         tensors = {k: v for k, v in self.state(optimizer).items() if isinstance(v, Tensor)}
         found = [k for k, v in tensors.items() if v.shape == self.parameter.shape]
         packed = next((k for k, v in tensors.items() if k not in found and v.numel() > 1), None)

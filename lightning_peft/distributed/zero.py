@@ -34,7 +34,7 @@ class _Zero(Keeper):
         """The optimizer that DeepSpeed's has inside."""
         return self.zero.optimizer
 
-    def _moment_keys(self, optimizer: Any) -> list[str]:
+    def moment_keys(self, optimizer: Any) -> list[str]:
         """The entries of the flat share's shape, in the same order on all processes."""
         flat, state = self.stepped(), self.state(optimizer)
         return [k for k in sorted(state) if _is_like(state[k], flat)]
@@ -106,7 +106,7 @@ class Zero12(_Zero):
     def moments(self, optimizer: Any) -> dict[str, Tensor]:
         """Put together of all processes' pieces."""
         state = self.state(optimizer)
-        return {key: self._read(state[key]) for key in self._moment_keys(optimizer)}
+        return {key: self._read(state[key]) for key in self.moment_keys(optimizer)}
 
     def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
         """Set this process' piece of a moment."""
@@ -209,7 +209,7 @@ class Zero3(_Zero):
     def moments(self, optimizer: Any) -> dict[str, Tensor]:
         """As DeepSpeed gathers them, which knows what it has moved elsewhere."""
         read = self.zero.get_full_hp_param
-        return {key: read(self.parameter, key) for key in self._moment_keys(optimizer)}
+        return {key: read(self.parameter, key) for key in self.moment_keys(optimizer)}
 
     def write_moment(self, optimizer: Any, key: str, full: Tensor) -> None:
         """Set this process' piece of a moment."""

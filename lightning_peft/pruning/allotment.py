@@ -8,6 +8,7 @@ and `allot_highest` counts for each layer how many of its components are among t
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -88,7 +89,32 @@ def allot_highest(values: Sequence[Sequence[float]], budget: int, min_r: int = 0
     return ranks
 
 
-def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
+def even_ranks(most: Sequence[int], budget: int, least: Sequence[int] | None = None) -> list[int]:
+    """Return the ranks that are most alike among those that sum to the budget.
+
+    What a method leaves at the end whose budget is over all layers, if it left them alike: the
+    right number of components in any case, and the right number of parameters too where layers
+    have one size. Where they have not, which layer keeps how many is for the data to say.
+
+    Args:
+        most: the most components of each layer.
+        budget: the sum of the ranks, as far as the bounds allow it.
+        least: the fewest of each; none when None.
+    """
+    ranks = [0] * len(most) if least is None else list(least)
+    able = [(rank, i) for i, rank in enumerate(ranks) if rank < most[i]]
+    heapq.heapify(able)
+    for _ in range(budget - sum(ranks)):
+        if not able:
+            break
+        rank, i = heapq.heappop(able)  # the lowest; of equal ones the earliest
+        ranks[i] = rank + 1
+        if ranks[i] < most[i]:
+            heapq.heappush(able, (ranks[i], i))
+    return ranks
+
+
+def check_budget(budget: int, layers: int, min_r: int, most: int, hint: str = "") -> None:
     """Refuse a budget that the bounds do not allow.
 
     Args:
@@ -96,6 +122,7 @@ def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
         layers: how many there are.
         min_r: the lowest rank of each.
         most: components that all layers may have together.
+        hint: what follows the number in the sentence.
 
     Raises:
         UserError: as said.
@@ -103,7 +130,7 @@ def check_budget(budget: int, layers: int, min_r: int, most: int) -> None:
     if not layers * min_r <= budget <= most:
         raise UserError(
             f"budget must lie between {layers * min_r} (min_r = {min_r} in each of {layers} "
-            f"layers) and {most} (the most that they may have), got {budget}."
+            f"layers) and {most} (the most that they may have), got {budget}{hint}."
         )
 
 

@@ -7,6 +7,7 @@ happens. PrunedLoRA's authors use `prune_every` 10 and `prune_count` 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,8 +28,8 @@ def prune_due(step: int, start_step: int, prune_every: int) -> bool:
 
 
 def rank_at(
-    step: int, r: int, target_r: int, start_step: int, prune_every: int, prune_count: int
-) -> int:
+    step: int, r: float, target_r: int, start_step: int, prune_every: int, prune_count: int
+) -> float:
     """Return the rank with which the optimizer takes this step, after the step's own event.
 
     `max(target_r, r − prune_count · events)`: the last event removes only what is left to remove.
@@ -36,7 +37,7 @@ def rank_at(
 
     Args:
         step: optimizer steps completed before this one.
-        r: the rank at the start.
+        r: the rank at the start; a mean may be a fraction.
         target_r: the rank at the end, at most r.
         start_step: the step of the first event.
         prune_every: optimizer steps from one event to the next.
@@ -47,12 +48,12 @@ def rank_at(
 
 
 def last_event_step(
-    r: int, target_r: int, start_step: int, prune_every: int, prune_count: int
+    r: float, target_r: int, start_step: int, prune_every: int, prune_count: int
 ) -> int | None:
     """Return the step whose event reaches the target, or None where nothing is to be removed.
 
     Args:
-        r: the rank at the start.
+        r: the rank at the start; a mean may be a fraction.
         target_r: the rank at the end.
         start_step: the step of the first event.
         prune_every: optimizer steps from one event to the next.
@@ -60,7 +61,7 @@ def last_event_step(
     """
     if r <= target_r:
         return None
-    events = -(-(r - target_r) // prune_count)
+    events = math.ceil((r - target_r) / prune_count)
     return start_step + (events - 1) * prune_every
 
 

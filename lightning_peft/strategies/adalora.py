@@ -26,8 +26,9 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import sensitivity
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty, triplet
 
 
@@ -51,6 +52,7 @@ class AdaLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,
@@ -91,6 +93,11 @@ class AdaLoRA(AdapterStrategy):
                 f"can fall between them, got {self.tinit} + {self.tfinal}."
             )
 
+    @property
+    def _final_step(self) -> int:
+        assert self.total_step is not None
+        return min(self.total_step - self.tfinal, self.total_step - 1)
+
     def gate(self, r: int) -> nn.Module:
         """The singular values Λ, before what every strategy may have there."""
         return chain(RankScale(r, 0.0), super().gate(r))
@@ -110,9 +117,13 @@ class AdaLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
         super().on_train_start(trainer, pl_module)
+        steps = steps_of(trainer)
         if self.total_step is None:
-            self.total_step = steps_of(trainer)
+            self.total_step = steps
             self._check_schedule()
+        else:
+            done = f"AdaLoRA's budget is final by total_step = {self.total_step}"
+            say_if_too_short(steps, done, self._final_step, "leave total_step out")
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q are from orthonormal ones, weighted (equation 4)."""
@@ -128,13 +139,12 @@ class AdaLoRA(AdapterStrategy):
                 "total_step where there is no trainer to ask."
             )
         last = self.total_step - self.tfinal
-        final_step = min(last, self.total_step - 1)
         layers = lora_layers(model)
-        if global_step > final_step or not layers:
+        if global_step > self._final_step or not layers:
             return
         if global_step < last:
             self.averages.update(layers)
-        final = global_step == final_step
+        final = global_step == self._final_step
         if final or (global_step > self.tinit and global_step % self.deltaT == 0):
             self._allocate(layers, optimizer, global_step, final)
 
@@ -162,9 +172,10 @@ class AdaLoRA(AdapterStrategy):
             self.averages.clear()
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer, which is its mean at the end."""
-        layers = lora_layers(model).values()  # a pattern may start one below the target
-        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
+        """The count of ``target_r`` components for each layer; see :func:`even_ranks`."""
+        layers = lora_layers(model).values()
+        ranks = even_ranks([layer.rank for layer in layers], self.target_r * len(layers))
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -50,6 +50,9 @@ class Allotted(AdapterStrategy):
         UserError: If a number lies outside its range; at attach, if the bounds do not allow the
             budget.
     """
+
+    # The arguments that bound a layer's rank.
+    bounds: ClassVar[str] = "min_r or max_r"
 
     def __init__(
         self,
@@ -122,7 +125,9 @@ class Allotted(AdapterStrategy):
         report = super().attach(model, initialize)
         layers = lora_layers(model)
         most = sum(self.most(layer) for layer in layers.values())
-        check_budget(self.components(layers), len(layers), self.min_r, most)
+        hint = ", the sum of all r" if self.budget is None else ""
+        hint += f"; give another budget, or change r, {self.bounds}"
+        check_budget(self.components(layers), len(layers), self.min_r, most, hint)
         return report
 
     @property

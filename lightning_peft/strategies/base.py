@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_peft import distributed
 from lightning_peft.adapters.attach import (
     AttachReport,
     adapter_layers,
@@ -21,7 +22,7 @@ from lightning_peft.adapters.attach import (
     match_targets,
     replace_linears,
 )
-from lightning_peft.adapters.by_name import ByName, check_patterns
+from lightning_peft.adapters.by_name import ByName, check_alphas, check_patterns
 from lightning_peft.adapters.dropout import share_draws
 from lightning_peft.adapters.gates import step_gates
 from lightning_peft.adapters.layer import LoRALinear
@@ -87,8 +88,8 @@ class AdapterStrategy(StepHooks):
             value), instead of once for each: faster, and another method than PEFT's.
 
     Raises:
-        UserError: If a rank is below 1, ``lora_dropout`` lies outside [0, 1), or a pattern is no
-            regular expression.
+        UserError: If a rank is below 1, ``lora_dropout`` lies outside [0, 1), an alpha is no finite
+            number above zero, or a pattern no regular expression.
     """
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
@@ -96,6 +97,10 @@ class AdapterStrategy(StepHooks):
     # state as they are on one device), "weights at attach" (the base's values when adapters are put
     # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    # Whether ranks change while it trains. An optimizer whose state cannot follow (8-bit, factored)
+    # is then refused at its first step, and not when the first component leaves or comes.
+    changes_ranks: ClassVar[bool] = False
 
     # What to do where an engine has cut the weights before :meth:`prepare` could look at data.
     instead_of_data: ClassVar[str] = "run it on one device, with DDP or ZeRO-2"
@@ -132,6 +137,7 @@ class AdapterStrategy(StepHooks):
             raise UserError(f"lora_dropout must lie in [0, 1), got {lora_dropout}.")
         self.r = r
         self.lora_alpha = 2 * r if lora_alpha is None else lora_alpha
+        check_alphas(self.lora_alpha, alpha_pattern)
         self.lora_dropout = lora_dropout
         self.target_modules = target_modules
         self.exclude_modules = exclude_modules
@@ -201,7 +207,10 @@ class AdapterStrategy(StepHooks):
 
     @property
     def looks_at_data(self) -> bool:
-        """Whether :meth:`prepare` will ask for data, so that the base has to be whole by then."""
+        """Whether :meth:`prepare` will ask for data, so that the base has to be whole by then.
+
+        Until it has, or a saved state has been loaded, no optimizer may step.
+        """
         return type(self).prepare is not AdapterStrategy.prepare
 
     def prepare(
@@ -355,9 +364,24 @@ class AdapterStrategy(StepHooks):
         for method in ("before_step", "after_step"):
             if getattr(type(self), method) is not getattr(AdapterStrategy, method):
                 needed.add(method)
-        self.watch_calls(model, needed)
+        looks = self.looks_at_data
+        self.watch_calls(model, needed, self._first_step if looks or self.changes_ranks else None)
+        for method in ("prepare", "restructure", "load_state_dict") if looks else ():
+            self.note_calls("prepare", method)
         counts = {pattern: len(group) for pattern, group in matched.items()}
         return make_report(model, type(self).__name__, counts)
+
+    def _first_step(self, optimizer: Optimizer) -> None:
+        """Refuse, after an optimizer's first step, what would be wrong in silence or fail late."""
+        assert self._calls is not None
+        if self.looks_at_data and "prepare" not in self._calls.ever:
+            raise UserError(
+                f"{type(self).__name__} looks at data before training, but prepare was not called: "
+                "call strategy.prepare(model, sample, loss) after strategy.attach(model) and "
+                "before the optimizer is made, or load the strategy's saved state."
+            )
+        if self.changes_ranks:
+            distributed.refuse_packed(self._calls.parameters(), optimizer)
 
     def note(self, step: int, layer: str, event: str, rank: int | None) -> None:
         """Remember a decision, for the record and the pictures.

@@ -1,4 +1,4 @@
-"""Somebody who acts at every optimizer step must not be forgotten in silence.
+"""Somebody who acts before the first optimizer step, or at each, must not be forgotten in silence.
 
 In one's own loop two methods have to be called around each ``optimizer.step()``. Whoever forgets
 them would train plain LoRA under another name. A :class:`CallWatch` notes the calls, sees each step
@@ -25,6 +25,10 @@ class CallWatch:
             missed at the next one.
         parameters: Gives the parameters that make an optimizer one to watch.
         follows: Those of ``needed`` that follow a step.
+        first: Called with each such optimizer once, after its first step; it may raise.
+
+    Attributes:
+        ever: Names of all calls that were noted.
     """
 
     def __init__(
@@ -33,14 +37,25 @@ class CallWatch:
         needed: Iterable[str],
         parameters: Callable[[], Iterable[nn.Parameter]],
         follows: Iterable[str] = ("after_step",),
+        first: Callable[[Optimizer], None] | None = None,
     ) -> None:
         self.owner, self.needed, self.follows = owner, set(needed), set(follows)
-        self.parameters = parameters
+        self.parameters, self.first = parameters, first
+        self._looked_at: set[int] = set()
         self._made: set[str] = set()
+        self.ever: set[str] = set()
         self._steps = 0
         self._stepping: set[int] = set()
-        if self.needed:
+        self._start()
+
+    def _start(self) -> None:
+        if self.needed or self.first is not None:
             _watches.start(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Watch as well, as the copy of a watch (deep-copied, pickled); by other optimizers."""
+        self.__dict__.update(state, _stepping=set(), _looked_at=set())
+        self._start()
 
     def noting(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
         """The same method, whose calls are noted under a name."""
@@ -49,6 +64,7 @@ class CallWatch:
     def made(self, name: str) -> None:
         """Note a call."""
         self._made.add(name)
+        self.ever.add(name)
 
     def begin(self) -> None:
         """Begin anew, as before the first step."""
@@ -59,10 +75,14 @@ class CallWatch:
 
         Raises:
             RuntimeError: If a needed call is missing.
+            Exception: What ``first`` raises.
         """
         own = {id(p) for p in self.parameters()}
         if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             return
+        if self.first is not None and id(optimizer) not in self._looked_at:
+            self.first(optimizer)
+            self._looked_at.add(id(optimizer))
         # Where several optimizers share the parameters, the step is over when the first steps
         # again.
         if id(optimizer) not in self._stepping:

@@ -165,18 +165,21 @@ class DyLoRA(AdapterStrategy):
             b: The rank.
 
         Raises:
-            UserError: If ``b`` is below ``min_r`` or above the highest rank in the model, or its
-                adapters are not DyLoRA's.
+            UserError: If ``b`` was not drawn in training, or the model's adapters are not
+                DyLoRA's.
         """
         layers = lora_layers(model).values()
-        highest = max((layer.rank for layer in layers), default=0)
-        if not self.min_r <= b <= highest:
+        # They scale what is left. Other adapters are refused, as is a model without any.
+        for gate in [layer.gate for layer in layers] or [None]:
+            _first_components(gate)
+        highest = max(layer.rank for layer in layers)
+        lowest = min(self.min_r, highest)  # a rank_pattern may leave all layers below min_r
+        if not isinstance(b, int) or isinstance(b, bool) or not lowest <= b <= highest:
             raise UserError(
-                f"b must lie between min_r = {self.min_r} and the model's highest rank "
-                f"{highest}, got {b}."
+                f"b must be a whole number from {lowest} to {highest}, the ranks that were trained "
+                f"and are still there, got {b!r}."
             )
         for layer in layers:
-            _first_components(layer.gate)  # which scales what is left; refuses other adapters
             if layer.rank > b:
                 keep_components(layer, torch.arange(b))
 

@@ -33,10 +33,11 @@ from lightning_peft.adapters.growth import match_ranks
 from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.pruning.relative_norm import late_budget, relative_norms
 from lightning_peft.pruning.sensitivity import above_budget, cubic_budget
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 
 Curve = Literal["late", "early"]
 
@@ -63,6 +64,7 @@ class DynamicRankDoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,
@@ -125,8 +127,12 @@ class DynamicRankDoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer, where it has one."""
         super().on_train_start(trainer, pl_module)
+        steps = steps_of(trainer)
         if self.total_step is None:
-            self.total_step = steps_of(trainer)
+            self.total_step = steps
+        else:
+            done = f"DynamicRankDoRA's budget is final by total_step = {self.total_step}"
+            say_if_too_short(steps, done, self._span()[1] - 1, "leave total_step out")
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """Mean variance of the values of an A_i or a B_i, weighted, while the budget falls."""
@@ -155,10 +161,15 @@ class DynamicRankDoRA(AdapterStrategy):
             before = self.shares.get(name, torch.zeros_like(share)).to(share.device)
             self.shares[name] = self.beta * before + (1 - self.beta) * share
         done = global_step + 1
-        first = int(self.start_ratio * self.total_step)
-        last = self.total_step - int(self.final_ratio * self.total_step)
+        first, last = self._span()
         if done >= last or (done > first and (done - first) % self.prune_every == 0):
             self._allocate(layers, optimizer, global_step, (first, last))
+
+    def _span(self) -> tuple[int, int]:
+        """How many steps are done when the budget begins to fall, and when it is final."""
+        assert self.total_step is not None
+        first = int(self.start_ratio * self.total_step)
+        return first, self.total_step - int(self.final_ratio * self.total_step)
 
     def _allocate(
         self, layers: dict[str, LoRALinear], optimizer: Optimizer, step: int, span: tuple[int, int]
@@ -180,9 +191,10 @@ class DynamicRankDoRA(AdapterStrategy):
             self.shares.clear()
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer, which is its mean at the end."""
-        layers = lora_layers(model).values()  # a pattern may start one below the target
-        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
+        """The count of ``target_r`` components for each layer; see :func:`even_ranks`."""
+        layers = lora_layers(model).values()
+        ranks = even_ranks([layer.rank for layer in layers], self.target_r * len(layers))
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, linalg
 from lightning_peft.pruning.orthogonality import unit_beside
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.triplets import TripletImportance, orthogonality_penalty
 
 SMALLEST = 1e-13  # Λ of a new component, or the layer's own smallest
@@ -66,6 +66,7 @@ class ElaLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights", "whole steps"})
+    changes_ranks = True
 
     def __init__(
         self,
@@ -99,10 +100,20 @@ class ElaLoRA(AdapterStrategy):
         self.averages = TripletImportance(beta1, beta2)
 
     def _check_schedule(self) -> None:
-        if self.total_step is not None and self.init_warmup + self.final_warmup >= self.total_step:
+        if self.total_step is None:
+            return
+        if self.init_warmup + self.final_warmup >= self.total_step:
             raise UserError(
                 f"init_warmup + final_warmup must be below total_step = {self.total_step}, so that "
                 f"ranks can move between them, got {self.init_warmup} + {self.final_warmup}."
+            )
+        first = self.init_warmup + self.mask_interval
+        schedule = self.init_warmup, self.final_warmup, self.total_step
+        if not exchange.falling_count(first, self.b, *schedule):
+            raise UserError(
+                f"mask_interval = {self.mask_interval} and b = {self.b} let no rank move between "
+                f"init_warmup = {self.init_warmup} and the last final_warmup = {self.final_warmup} "
+                f"of total_step = {self.total_step} steps; lower mask_interval, or raise b."
             )
 
     def gate(self, r: int) -> nn.Module:
@@ -129,9 +140,14 @@ class ElaLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the number of steps from the trainer."""
         super().on_train_start(trainer, pl_module)
+        steps = steps_of(trainer)
         if self.total_step is None:
-            self.total_step = steps_of(trainer)
+            self.total_step = steps
             self._check_schedule()
+        else:
+            done = f"ElaLoRA's ranks are final by total_step = {self.total_step}"
+            last = self.total_step - self.final_warmup - 1
+            say_if_too_short(steps, done, last, "leave total_step out")
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q are from orthonormal ones."""

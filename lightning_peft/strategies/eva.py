@@ -16,6 +16,7 @@ Between layers of one input (query, key, value) the earlier one gets a component
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,8 @@ class EVA(Allotted):
         UserError: If a number lies outside its range.
     """
 
+    bounds = "min_r or rho"
+
     def __init__(
         self,
         r: int = 16,
@@ -67,8 +70,12 @@ class EVA(Allotted):
         adjust_scaling_factors: bool = True,
         **lora: Any,
     ) -> None:
-        if rho < 1:
-            raise UserError(f"rho must be at least 1, got {rho}.")
+        if not 1 <= rho < math.inf:
+            raise UserError(f"rho must be a finite number of at least 1, got {rho}.")
+        if "max_r" in lora:
+            raise UserError(
+                f"max_r = {lora['max_r']}: EVA bounds ranks by rho times r; give rho = max_r / r."
+            )
         super().__init__(
             r=r,
             min_r=min_r,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,19 +38,31 @@ class StepHooks(Callback):
     def after_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
         """Act after the optimizer's step."""
 
-    def watch_calls(self, model: nn.Module, needed: set[str]) -> None:
+    def watch_calls(
+        self,
+        model: nn.Module,
+        needed: set[str],
+        first: Callable[[Optimizer], None] | None = None,
+    ) -> None:
         """From now on raise at an optimizer's step around which a needed method was not called.
 
         Args:
             model: Whose adapters make an optimizer one to watch.
             needed: ``before_step``, ``after_step``, both or none.
+            first: Called with such an optimizer after its first step; it may raise.
         """
         layers = list(adapter_layers(model).values())
-        self._calls = CallWatch(type(self).__name__, needed, functools.partial(_parameters, layers))
+        own = functools.partial(_parameters, layers)
+        self._calls = CallWatch(type(self).__name__, needed, own, first=first)
         # Only these: a noted method refers to its strategy, so that strategy and model go when the
         # garbage collector comes, and not at once.
         for name in needed:
-            setattr(self, name, self._calls.noting(name, getattr(self, name)))
+            self.note_calls(name, name)
+
+    def note_calls(self, name: str, method: str) -> None:
+        """From now on note calls of a method under a name."""
+        assert self._calls is not None
+        setattr(self, method, self._calls.noting(name, getattr(self, method)))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -108,6 +121,24 @@ def steps_of(trainer: Trainer) -> int | None:
     """How many optimizer steps a run will have; None where its trainer cannot know."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if 0 <= steps < math.inf else None
+
+
+def say_if_too_short(
+    steps: int | None, done: str, last: int, instead: str, end: str = "before"
+) -> None:
+    """Warn where a run ends before a method is done.
+
+    Args:
+        steps: Of the run; None where nobody knows.
+        done: What the method has then: ``PrunedLoRA reaches target_r = 8``.
+        last: Optimizer step (0-based) at which it has.
+        instead: What to change.
+        end: How the run ends: ``before``, ``with more``.
+    """
+    if steps is not None and last >= steps:
+        rank_zero_warn(
+            f"{done} at step {last}, but this run has {steps} steps and ends {end}: {instead}."
+        )
 
 
 def _parameters(layers: list[AdaptedLayer]) -> list[nn.Parameter]:

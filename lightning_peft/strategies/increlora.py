@@ -18,9 +18,11 @@ here new parameters warm up, from zero over ``lr_warmup`` steps, to the run's le
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,8 +34,10 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import exchange, sensitivity
+from lightning_peft.pruning.allotment import even_ranks
 from lightning_peft.strategies.base import AdapterStrategy
 from lightning_peft.strategies.change_sensitivity import ChangeSensitivity
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.triplets import DIMS, orthogonality_penalty, triplet
 from lightning_peft.strategies.warm_up import WarmUp
 
@@ -46,7 +50,23 @@ Layers = dict[str, LoRALinear]
 class Reserving(RankScale):
     """Λ, whose last ``reserve`` values are held at 1e-5 and do not train."""
 
-    reserve = 0
+    reserved: Tensor
+
+    def __init__(self, r: int, start: float) -> None:
+        super().__init__(r, start)
+        # A buffer, since it belongs to the tensors wherever they are saved; a number beside it,
+        # since a GPU would be waited for.
+        self.register_buffer("reserved", torch.tensor(0))
+        self.reserve = 0
+
+    def hold(self, reserve: int) -> None:
+        """Hold the last ``reserve`` values from now on."""
+        self.reserve = reserve
+        self.reserved.fill_(reserve)
+
+    def after_loading(self) -> None:
+        """Hold as many as were saved."""
+        self.reserve = int(self.reserved)
 
     def forward(self, z: Tensor) -> Tensor:
         """Scale rank activations, (..., r) to (..., r)."""
@@ -82,6 +102,7 @@ class IncreLoRA(AdapterStrategy):
     """
 
     needs = frozenset({"whole weights"})
+    changes_ranks = True
 
     def __init__(
         self,
@@ -133,7 +154,7 @@ class IncreLoRA(AdapterStrategy):
         """P and Q normal with standard deviation 0.02, Λ zero, and the first reserve behind."""
         gate, used = _gate(layer), layer.rank
         if self.advance_learn:
-            gate.reserve = min(self.incre_rank_num, self.max_r - used)
+            gate.hold(min(self.incre_rank_num, self.max_r - used))
             A, B = layer.active_A.detach(), layer.active_B.detach()
             rows = A.new_zeros(gate.reserve, layer.in_features)
             add_components(layer, rows, B.new_zeros(layer.out_features, gate.reserve))
@@ -151,6 +172,22 @@ class IncreLoRA(AdapterStrategy):
         self.seen.start(layers)
         return report
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if the run is too short for the budget."""
+        super().on_train_start(trainer, pl_module)
+        if self.model is not None:
+            self._say_if_too_short(lora_layers(self.model), steps_of(trainer))
+
+    def _say_if_too_short(self, layers: Layers, steps: int | None) -> None:
+        left = self.target_r * len(layers) - sum(layer.r for layer in layers.values())
+        events = math.ceil(left / (min(self.top_h, len(layers)) * self.incre_rank_num))
+        first = self.init_warmup // self.incre_interval + 1
+        if events > 0:
+            done = f"IncreLoRA reaches target_r = {self.target_r} at the earliest"
+            instead = "lower init_warmup or incre_interval, or raise top_h or incre_rank_num"
+            last = (first + events - 1) * self.incre_interval
+            say_if_too_short(steps, done, last, instead, "below, with its reserves")
+
     def penalty(self, model: nn.Module) -> Tensor | float:
         """How far P and Q, reserves among them, are from orthonormal ones."""
         return self.orth_reg_weight * orthogonality_penalty(model)
@@ -167,7 +204,7 @@ class IncreLoRA(AdapterStrategy):
             for layer in layers.values():
                 if _gate(layer).reserve:
                     keep_components(layer, torch.arange(_used(layer)), optimizer)
-                    _gate(layer).reserve = 0
+                    _gate(layer).hold(0)
         for name, layer in layers.items():
             for key, parameter in triplet(layer).items():
                 self.warm_up.before(f"{name}.{key}", parameter, DIMS[key], layer.rank, global_step)
@@ -211,30 +248,26 @@ class IncreLoRA(AdapterStrategy):
         Q = distributed.from_first(STD * torch.randn(new, layer.in_features))
         P = distributed.from_first(STD * torch.randn(layer.out_features, new))
         add_components(layer, Q, P, optimizer, gate=RESERVED if self.advance_learn else 0.0)
-        _gate(layer).reserve = reserve
+        _gate(layer).hold(reserve)
         self.warm_up.begin(f"{name}.values", used - count, used, step)
         for key in ("P", "Q"):
             self.warm_up.begin(f"{name}.{key}", before, layer.rank, step)
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer, which is its mean at the end."""
-        match_ranks((layer, self.target_r) for layer in lora_layers(model).values())
+        """The count of ``target_r`` components for each layer; see :func:`even_ranks`."""
+        layers = lora_layers(model).values()
+        most, least = [self.max_r] * len(layers), [layer.r for layer in layers]
+        ranks = even_ranks(most, self.target_r * len(layers), least)
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:
-        """Decisions, the smoothed importance, the reserves, and which components warm up."""
-        layers = {} if self.model is None else lora_layers(self.model)
+        """Decisions, the smoothed importance, and which components warm up."""
         return {
             **super().state_dict(),
             "averages": list(self.averages),
-            "reserve": {name: _gate(layer).reserve for name, layer in layers.items()},
             "born": {key: dict(born) for key, born in self.warm_up.born.items()},
         }
-
-    def restructure(self, model: nn.Module, state: dict[str, Any]) -> None:
-        """Tell the gates which of the saved components are reserves."""
-        for name, layer in lora_layers(model).items():
-            _gate(layer).reserve = state["reserve"].get(name, 0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""

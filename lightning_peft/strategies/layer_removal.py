@@ -31,7 +31,7 @@ from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
 from lightning_peft.pruning.importance import shares_by_kind
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.running_sums import RunningSums
 
 
@@ -48,6 +48,8 @@ class LayerRemoval(AdapterStrategy):
     Raises:
         UserError: If a number lies outside its range.
     """
+
+    changes_ranks = True
 
     def __init__(
         self, r: int = 8, keep: float = 0.5, every: int = 50, count: int = 1, **lora: Any
@@ -82,13 +84,10 @@ class LayerRemoval(AdapterStrategy):
         events = math.ceil(self._excess(layers) / self.count)
         first = max(1, math.ceil(trainer.global_step / self.every))
         last = (first + events - 1) * self.every
-        steps = steps_of(trainer)
-        if steps is not None and events > 0 and last >= steps:
-            rank_zero_warn(
-                f"LayerRemoval leaves {self._target(layers)} of {len(layers)} layers at step "
-                f"{last}, but this run has {steps} steps and "
-                "ends with more: lower every, or raise count."
-            )
+        if events > 0:
+            done = f"LayerRemoval leaves {self._target(layers)} of {len(layers)} layers"
+            instead = "lower every, or raise count"
+            say_if_too_short(steps_of(trainer), done, last, instead, "with more")
 
     def _target(self, layers: dict[str, LoRALinear]) -> int:
         return math.ceil(self.keep * len(layers) - 1e-9)  # 0.7 of 10 is 7, in floats too

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from lightning_peft import distributed
 from lightning_peft.adapters.attach import adapter_layers
@@ -86,6 +85,11 @@ class LoRAGA(AdapterStrategy):
     def initialize(self, layer: ResidualLinear) -> None:
         """Nothing: B is zero until :meth:`prepare`, so that gradients are the base's."""
 
+    @property
+    def looks_at_data(self) -> bool:
+        """Unless layers have had their start."""
+        return not self.started
+
     def prepare(
         self,
         model: nn.Module,
@@ -109,14 +113,6 @@ class LoRAGA(AdapterStrategy):
                 B, A = gradient_factors(gradient, layer.r, self.gamma, self.niter)
                 layer.start_at(distributed.from_first(B), distributed.from_first(A))
         self.started = True
-
-    def before_step(self, model: nn.Module, optimizer: Optimizer, global_step: int) -> None:
-        """Refuse to train as LoRA in silence."""
-        if not self.started:
-            raise UserError(
-                "LoRAGA starts from the gradient of a sample: call prepare(model, sample, loss) "
-                "after attach, before the optimizer is made."
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Decisions, and whether layers have had their start, which is saved with them."""

@@ -27,9 +27,9 @@ from lightning_peft.adapters.layer import LoRALinear
 from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.adapters.shrink import check_gates, keep_components
 from lightning_peft.errors import UserError
-from lightning_peft.pruning import criteria, linalg, schedule
+from lightning_peft.pruning import allotment, criteria, linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 from lightning_peft.strategies.running_sums import RunningSums
 
 Recovery = Literal["none", "gradient", "activation"]
@@ -67,6 +67,8 @@ class PrunedLoRA(AdapterStrategy):
         UserError: If a number lies outside its range, or a choice is none of those.
     """
 
+    changes_ranks = True
+
     def __init__(
         self,
         r: int = 32,
@@ -88,13 +90,6 @@ class PrunedLoRA(AdapterStrategy):
             raise UserError(f"target_r must lie between 0 and r = {r}, got {target_r}.")
         if allocation == "global" and not 0 <= min_r <= target_r:
             raise UserError(f"min_r must lie between 0 and target_r = {target_r}, got {min_r}.")
-        for key, value, least in (
-            ("start_step", start_step, 0),
-            ("prune_every", prune_every, 1),
-            ("prune_count", prune_count, 1),
-        ):
-            if value < least:
-                raise UserError(f"{key} must be at least {least}, got {value}.")
         for key, choice, choices in (
             ("criterion", criterion, get_args(criteria.Criterion)),
             ("recovery", recovery, get_args(Recovery)),
@@ -104,6 +99,9 @@ class PrunedLoRA(AdapterStrategy):
                 raise UserError(f"{key} must be one of {', '.join(choices)}, got {choice!r}.")
         self.target_r, self.start_step = target_r, start_step
         self.prune_every, self.prune_count = prune_every, prune_count
+        for key, least in (("start_step", 0), ("prune_every", 1), ("prune_count", 1)):
+            if getattr(self, key) < least:
+                raise UserError(f"{key} must be at least {least}, got {getattr(self, key)}.")
         self.criterion, self.recovery, self.allocation = criterion, recovery, allocation
         self.min_r, self.eps, self.damping, self.max_ratio = min_r, eps, damping, max_ratio
         # Since the last removal: "C" of z zᵀ over "tokens", "H_B" and "H_A" over "steps".
@@ -124,20 +122,23 @@ class PrunedLoRA(AdapterStrategy):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch anew, behind the hooks by which an engine makes parameters whole."""
         super().on_train_start(trainer, pl_module)
-        self._say_if_too_short(steps_of(trainer) or float("inf"))
-        if self._watch is not None and self.model is not None:
+        if self.model is not None:
+            self._say_if_too_short(lora_layers(self.model), steps_of(trainer))
+        if self._watch is not None:
             self._watch.stop()
-            self._watch_activations(self.model)
+            self._watch.start()
 
-    def _say_if_too_short(self, steps: float) -> None:
-        plan = (self.r, self.target_r, self.start_step, self.prune_every, self.prune_count)
+    def _say_if_too_short(self, layers: Layers, steps: int | None) -> None:
+        ranks = [layer.r for layer in layers.values()]
+        # The highest rank is the last at the target; with global allocation all are, on average.
+        r = sum(ranks) / len(ranks) if self.allocation == "global" else max(ranks)
+        plan = (r, self.target_r, self.start_step, self.prune_every, self.prune_count)
         last = schedule.last_event_step(*plan)
-        if last is not None and last >= steps:
-            rank_zero_warn(
-                f"PrunedLoRA reaches target_r = {self.target_r} at step {last}, but this run has "
-                f"{int(steps)} steps and ends at rank {schedule.rank_at(int(steps) - 1, *plan)}: "
-                "lower start_step or prune_every, or raise prune_count."
-            )
+        if last is not None:
+            done = f"PrunedLoRA reaches target_r = {self.target_r}"
+            instead = "lower start_step or prune_every, or raise prune_count"
+            end = f"at rank {schedule.rank_at((steps or 0) - 1, *plan):g}"
+            say_if_too_short(steps, done, last, instead, end)
 
     def _watch_activations(self, model: nn.Module) -> None:
         if self._watches_activations:
@@ -206,7 +207,7 @@ class PrunedLoRA(AdapterStrategy):
         removed = self._choose({name: scored[name] for name in layers}, excess)
         gone_by_layer = {name: gone.tolist() for name, gone in removed.items()}
         distributed.assert_agreement(step, gone_by_layer, "the components to remove")
-        for group in groups:
+        for group in groups if self.recovery != "none" else ():
             self._recover(layers, group, removed)
         for name, gone in removed.items():
             if len(gone):
@@ -234,16 +235,14 @@ class PrunedLoRA(AdapterStrategy):
         """Matrices of one shape and what was summed over them, each with a leading dimension."""
         parts: dict[str, list[Tensor]] = defaultdict(list)
         for name in names:
-            A, B = layers[name].whole()
-            for key, value in zip(
-                ("A", "B", "grad_A", "grad_B"), (A, B, *grads[name]), strict=True
-            ):
+            own = *layers[name].whole(), *grads[name]
+            for key, value in zip(("A", "B", "grad_A", "grad_B"), own, strict=True):
                 parts[key].append(value)
             for key, count in (("C", "tokens"), ("H_B", "steps"), ("H_A", "steps")):
                 mean = self.sums.mean(name, key, count)
                 if mean is None and key == "C" and self.sums and self._watches_activations:
                     # No forward visited this layer (an idle expert), though others were.
-                    mean = A.new_zeros(len(A), len(A))
+                    mean = own[0].new_zeros(len(own[0]), len(own[0]))
                 if mean is not None:
                     parts[key].append(mean)
         if self._watches_activations and "C" not in parts:
@@ -254,16 +253,13 @@ class PrunedLoRA(AdapterStrategy):
         return criteria.Matrices(**{key: torch.stack(tensors) for key, tensors in parts.items()})
 
     def _recover(self, layers: Layers, group: Group, removed: dict[str, Tensor]) -> None:
-        if self.recovery == "none":
-            return
         names, matrices = group
         # With global allocation the counts differ, and with them the shapes.
         by_count: dict[int, list[int]] = defaultdict(list)
         for i, name in enumerate(names):
-            by_count[len(removed[name])].append(i)
-        for count, members in by_count.items():
-            if not count:
-                continue
+            if len(removed[name]):
+                by_count[len(removed[name])].append(i)
+        for members in by_count.values():
             gone = torch.stack([removed[names[i]] for i in members])
             own = matrices.select(members)
             if self.recovery == "activation":
@@ -274,9 +270,13 @@ class PrunedLoRA(AdapterStrategy):
                 layers[names[i]].add_to_whole(change_A, change_B)
 
     def final_parameters(self, model: nn.Module) -> int:
-        """The count at ``target_r`` in every layer; with ``global`` allocation, its mean."""
-        layers = lora_layers(model).values()  # a pattern may start one below the target
-        match_ranks((layer, min(layer.rank, self.target_r)) for layer in layers)
+        """The count at ``target_r``; for ``global`` see :func:`.allotment.even_ranks`."""
+        layers = lora_layers(model).values()
+        most = [layer.rank for layer in layers]
+        ranks = [min(rank, self.target_r) for rank in most]
+        if self.allocation == "global":
+            ranks = allotment.even_ranks(most, self.target_r * len(most))
+        match_ranks(zip(layers, ranks, strict=True))
         return super().final_parameters(model)  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Any]:

@@ -123,6 +123,26 @@ def test_what_is_exported_has_the_same_pattern(tmp_path: Path) -> None:
             lambda: LoRA(rank_pattern={"q_proj": 4.0}),  # type: ignore[dict-item]
             "rank_pattern 'q_proj' must be a whole number, got 4.0.",
         ),
+        (
+            lambda: LoRA(alpha_pattern={"q_proj": "8"}),  # type: ignore[dict-item]
+            "alpha_pattern 'q_proj' must be a finite number above zero, got '8'.",
+        ),
+        (
+            lambda: LoRA(alpha_pattern={"q_proj": True}),
+            "alpha_pattern 'q_proj' must be a finite number above zero, got True.",
+        ),
+        (
+            lambda: LoRA(alpha_pattern={"q_proj": -2}),
+            "alpha_pattern 'q_proj' must be a finite number above zero, got -2.",
+        ),
+        (
+            lambda: LoRA(alpha_pattern={"q_proj": float("nan")}),
+            "alpha_pattern 'q_proj' must be a finite number above zero, got nan.",
+        ),
+        (
+            lambda: LoRA(lora_alpha="16"),  # type: ignore[arg-type]
+            "lora_alpha must be a finite number above zero, got '16'.",
+        ),
     ],
 )
 def test_a_pattern_that_does_not_hold_is_refused(strategy, said) -> None:

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_peft.errors import UserError
-from lightning_peft.pruning.allotment import allot, allot_by_cost, allot_highest
+from lightning_peft.pruning.allotment import allot, allot_by_cost, allot_highest, even_ranks
 
 IMPORTANCE = st.lists(
     st.one_of(st.just(0.0), st.floats(0, 1e300), st.sampled_from([1.0, 2.0, 5e-324])),
@@ -148,3 +148,16 @@ def test_ties_between_components_go_to_the_earlier_layer() -> None:
 def test_more_components_than_there_are_are_refused() -> None:
     with pytest.raises(UserError, match=r"^budget must lie between 0 \(min_r = 0 in each of 2 lay"):
         allot_highest([[1.0], [0.5]], 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=9), st.integers(0, 60))
+def test_even_ranks_sum_to_the_budget_and_no_two_could_be_more_alike(bounds, budget) -> None:
+    least, most = [min(pair) for pair in bounds], [max(pair) for pair in bounds]
+    ranks = even_ranks(most, budget, least)
+    assert all(a <= rank <= b for a, rank, b in zip(least, ranks, most, strict=True))
+    assert sum(ranks) == min(max(budget, sum(least)), sum(most))
+    for i, rank in enumerate(ranks):
+        for j, other in enumerate(ranks):
+            assert rank <= other + 1 or rank == least[i] or other == most[j]
+    assert even_ranks(most, budget) == even_ranks(most, budget, [0] * len(most))

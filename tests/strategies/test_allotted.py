@@ -146,10 +146,19 @@ def test_an_empty_sample_is_refused(batches, tiny_llama) -> None:
 def test_a_budget_outside_of_the_bounds_is_refused(budget, min_r, tiny_llama) -> None:
     sentence = (
         f"budget must lie between {14 * min_r} (min_r = {min_r} in each of 14 layers) and 56 (the "
-        f"most that they may have), got {budget}."
+        f"most that they may have), got {budget}; give another budget, or change r, min_r or max_r."
     )
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         Known(budget=budget, min_r=min_r).attach(tiny_llama())
+
+
+def test_ranks_that_make_a_budget_outside_of_the_bounds_are_named(tiny_llama) -> None:
+    sentence = (
+        "budget must lie between 0 (min_r = 0 in each of 2 layers) and 8 (the most that they may "
+        "have), got 10, the sum of all r; give another budget, or change r, min_r or max_r."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        Known(target_modules=["q_proj"], rank_pattern={"q_proj": 5}).attach(tiny_llama())
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,26 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_peft.strategies import AdapterStrategy, DropLoRA, LoRA, PrunedLoRA
+from lightning_peft.errors import UserError
+from lightning_peft.strategies import (
+    EVA,
+    AdaLoRA,
+    AdapterStrategy,
+    DropLoRA,
+    DynamicRankDoRA,
+    ElaLoRA,
+    FisherLoRA,
+    GoRA,
+    IncreLoRA,
+    LayerRemoval,
+    LoRA,
+    LoRADrop,
+    LoRAGA,
+    PrunedLoRA,
+    SoRA,
+)
 from lightning_peft.strategies.calls import CallWatch
+from lightning_peft.testing.loop import Run
 
 
 class Both(AdapterStrategy):
@@ -87,6 +105,75 @@ def test_other_optimizers_and_dead_strategies_are_left_alone(
     gc.collect()
     for _ in range(2):
         optimizer.step()
+
+
+class Looking(AdapterStrategy):
+    """Looks at data, and remembers nothing of it."""
+
+    def prepare(self, model: nn.Module, *args: Any, **more: Any) -> None:
+        pass
+
+
+LOOKING = [EVA, FisherLoRA, GoRA, LoRADrop, LoRAGA, Looking]
+
+
+@pytest.mark.parametrize("kind", LOOKING)
+def test_a_strategy_that_looks_at_data_says_so_when_it_was_not_prepared(kind: Any) -> None:
+    run = Run(lambda: kind(r=2))
+    run.make_optimizer()
+    sentence = (
+        f"{kind.__name__} looks at data before training, but prepare was not called: call "
+        "strategy.prepare(model, sample, loss) after strategy.attach(model) and before the "
+        "optimizer is made, or load the strategy's saved state."
+    )
+    for step in range(2):
+        with pytest.raises(UserError) as error:
+            run.train([step])
+        assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("kind", LOOKING)
+def test_a_strategy_that_looked_or_resumes_trains(kind: Any) -> None:
+    run = Run(lambda: kind(r=2))
+    run.prepare()
+    run.train(range(2))
+    resumed = Run(lambda: kind(r=2), initialize=False)
+    state = run.strategy.state_dict()
+    resumed.strategy.restructure(resumed.model, state)
+    resumed.strategy.load_state_dict(state)
+    resumed.make_optimizer()
+    resumed.train([2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdaLoRA(r=4, target_r=2, total_step=100),
+        lambda: DynamicRankDoRA(r=4, target_r=2, total_step=100),
+        lambda: ElaLoRA(r=4, init_warmup=10, final_warmup=10, total_step=100),
+        lambda: IncreLoRA(),
+        lambda: LayerRemoval(r=4),
+        lambda: PrunedLoRA(r=4, target_r=2, start_step=50),
+        lambda: SoRA(r=4, total_step=100),
+    ],
+)
+def test_an_optimizer_that_packs_its_state_is_refused_at_its_first_step(make: Any) -> None:
+    run = Run(make)
+    run.prepare()
+    trained = list(run.trained().values())
+    run.optimizer = torch.optim.Adafactor(trained, lr=0.01)
+    run.backward(0)
+    run.strategy.before_step(run.model, run.optimizer, 0)
+    with pytest.raises(UserError, match=r"^Adafactor keeps row_var in another shape .*AdamW\.$"):
+        run.optimizer.step()
+
+
+def test_where_ranks_stay_any_optimizer_will_do(two_linears: Any, backward: Any) -> None:
+    DropLoRA(r=4, mask="token").attach(model := two_linears())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adafactor(trained, lr=0.01)
+    backward(model)
+    optimizer.step()
 
 
 # The watch by itself, which knows no strategy.

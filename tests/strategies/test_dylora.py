@@ -20,6 +20,7 @@ from lightning_peft.adapters import (
     load_adapter_state,
     merge,
 )
+from lightning_peft.errors import UserError
 from lightning_peft.strategies import LoRA, RankDropout
 from lightning_peft.strategies.dylora import DyLoRA, FirstComponents
 from lightning_peft.testing import check_strategy
@@ -231,13 +232,27 @@ def test_a_layer_of_a_lower_rank_uses_all_that_it_has(trained, random_batch, log
 
 def test_what_it_has_not_trained_is_not_cut(trained, tiny_llama, tmp_path) -> None:
     strategy, model = trained(min_r=2)
-    for b in (1, R + 1):
-        with pytest.raises(ValueError, match=f"min_r = 2 and the model's highest rank 6, got {b}"):
-            strategy.cut(model, b)
+    for b in (1, R + 1, 2.5, True):
+        with pytest.raises(UserError) as error:
+            strategy.cut(model, b)  # type: ignore[arg-type]
+        assert str(error.value) == (
+            "b must be a whole number from 2 to 6, the ranks that were trained and are still "
+            f"there, got {b}."
+        )
     load_peft(other := tiny_llama(), save_peft(model, tmp_path))
     with pytest.raises(ValueError, match="adapters were not made by DyLoRA; cut the model that it"):
         strategy.cut(other, 3)
     assert {layer.rank for layer in adapter_layers(other).values()} == {R}
+    with pytest.raises(UserError, match="adapters were not made by DyLoRA; cut the model that it"):
+        strategy.cut(tiny_llama(), 0)
+
+
+def test_a_pattern_below_the_lowest_rank_leaves_that_rank_to_cut(trained) -> None:
+    strategy, model = trained(min_r=4, target_modules=["q_proj"], rank_pattern={"q_proj": 2})
+    with pytest.raises(UserError, match=r"^b must be a whole number from 2 to 2, .* got 4\.$"):
+        strategy.cut(model, 4)
+    strategy.cut(model, 2)
+    assert {layer.rank for layer in adapter_layers(model).values()} == {2}
 
 
 @pytest.mark.parametrize("min_r", [0, 5])

@@ -158,9 +158,9 @@ def test_it_begins_as_the_authors_code(two_linears) -> None:
 
 def test_the_count_at_the_end_is_told_before(tiny_llama) -> None:
     model, other = tiny_llama(), tiny_llama()
-    strategy = DynamicRankDoRA(r=4, target_r=2, rank_pattern={"v_proj": 1})
+    strategy = DynamicRankDoRA(r=4, target_r=2)
     strategy.attach(model)
-    plain = DynamicRankDoRA(r=2, target_r=2, rank_pattern={"v_proj": 1})
+    plain = DynamicRankDoRA(r=2, target_r=2)
     plain.attach(other)
     assert strategy.final_parameters(model) == trainable_parameters(other)
 

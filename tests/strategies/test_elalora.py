@@ -223,6 +223,16 @@ def test_it_says_that_it_needs_the_number_of_steps() -> None:
             "init_warmup + final_warmup must be below total_step = 800, so that ranks can move "
             "between them, got 300 + 500.",
         ),
+        (
+            {"total_step": 850},
+            "mask_interval = 50 and b = 4 let no rank move between init_warmup = 300 and the last "
+            "final_warmup = 500 of total_step = 850 steps; lower mask_interval, or raise b.",
+        ),
+        (
+            {"total_step": 852, "b": 1},  # at step 350 b less the cube of the time rounds to 0
+            "mask_interval = 50 and b = 1 let no rank move between init_warmup = 300 and the last "
+            "final_warmup = 500 of total_step = 852 steps; lower mask_interval, or raise b.",
+        ),
     ],
 )
 def test_numbers_outside_their_range_are_refused(arguments: Any, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import Any
@@ -119,10 +120,22 @@ def test_no_layer_gets_more_than_it_has_inputs(tiny_llama, random_batch) -> None
     assert all(layer.rank <= layer.in_features for layer in layers.values())
 
 
+def test_a_rank_above_the_inputs_is_refused_with_what_would_do(tiny_llama) -> None:
+    sentence = (
+        "budget must lie between 0 (min_r = 0 in each of 2 layers) and 64 (the most that they may "
+        "have), got 80, the sum of all r; give another budget, or change r, min_r or rho."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        EVA(r=40, target_modules=["q_proj"]).attach(tiny_llama())
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"rho": 0.5}, "rho must be at least 1, got 0.5."),
+        ({"rho": 0.5}, "rho must be a finite number of at least 1, got 0.5."),
+        ({"rho": math.nan}, "rho must be a finite number of at least 1, got nan."),
+        ({"rho": math.inf}, "rho must be a finite number of at least 1, got inf."),
+        ({"max_r": 8}, "max_r = 8: EVA bounds ranks by rho times r; give rho = max_r / r."),
         ({"sample_ratio": 2}, "sample_ratio must lie in (0, 1], got 2."),
     ],
 )

@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader
 from lightning_peft import distributed
 from lightning_peft.adapters import adapter_layers, keep_components
 from lightning_peft.errors import UserError
-from lightning_peft.strategies import AdapterStrategy, PrunedLoRA
+from lightning_peft.strategies import (
+    AdaLoRA,
+    AdapterStrategy,
+    DynamicRankDoRA,
+    ElaLoRA,
+    IncreLoRA,
+    PrunedLoRA,
+)
 from lightning_peft.strategies.hooks import steps_of
 
 
@@ -149,3 +156,50 @@ def test_a_step_that_a_resumed_run_has_made_is_not_made_again(two_linears) -> No
 def test_steps_that_no_trainer_knows_are_none(estimated: float, steps: int | None) -> None:
     trainer: Any = SimpleNamespace(estimated_stepping_batches=estimated)
     assert steps_of(trainer) == steps
+
+
+@pytest.mark.parametrize(
+    ("strategy", "last", "sentence"),
+    [
+        (
+            AdaLoRA(tfinal=20, total_step=100),
+            80,
+            "AdaLoRA's budget is final by total_step = 100 at step 80, but this run has 80 steps "
+            "and ends before: leave total_step out.",
+        ),
+        (
+            AdaLoRA(total_step=100),
+            99,
+            "AdaLoRA's budget is final by total_step = 100 at step 99, but this run has 99 steps "
+            "and ends before: leave total_step out.",
+        ),
+        (
+            DynamicRankDoRA(final_ratio=0.2, total_step=100),
+            79,
+            "DynamicRankDoRA's budget is final by total_step = 100 at step 79, but this run has 79 "
+            "steps and ends before: leave total_step out.",
+        ),
+        (
+            ElaLoRA(init_warmup=10, final_warmup=20, mask_interval=5, total_step=100),
+            79,
+            "ElaLoRA's ranks are final by total_step = 100 at step 79, but this run has 79 steps "
+            "and ends before: leave total_step out.",
+        ),
+        (
+            IncreLoRA(r=1, target_r=2),
+            2000,
+            "IncreLoRA reaches target_r = 2 at the earliest at step 2000, but this run has 2000 "
+            "steps and ends below, with its reserves: lower init_warmup or incre_interval, or "
+            "raise top_h or incre_rank_num.",
+        ),
+    ],
+)
+def test_a_run_that_ends_before_a_strategy_is_done_is_told_at_its_start(
+    strategy, last, sentence, two_linears, recwarn
+) -> None:
+    strategy.attach(two_linears())
+    for steps in (last + 1, -1, last):  # -1: nobody knows
+        assert not recwarn
+        trainer: Any = SimpleNamespace(global_step=0, estimated_stepping_batches=steps)
+        strategy.on_train_start(trainer, None)
+    assert [str(warning.message) for warning in recwarn] == [sentence]

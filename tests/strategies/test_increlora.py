@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_peft.adapters import lora_layers, trainable_parameters
-from lightning_peft.adapters.gates import RankScale
+from lightning_peft.adapters import (
+    adapter_state_dict,
+    load_adapter_state,
+    lora_layers,
+    trainable_parameters,
+)
+from lightning_peft.adapters.gates import RankScale, rank_scale
 from lightning_peft.errors import UserError
 from lightning_peft.strategies import RankDropout
 from lightning_peft.strategies.increlora import IncreLoRA, Reserving
@@ -180,6 +185,53 @@ def test_the_parameters_at_the_end_are_those_of_the_target() -> None:
     expected = 2 * 3 * (32 + 32 + 1)
     assert counted.strategy.final_parameters(counted.model) == expected
     assert trainable_parameters(run.model) == expected
+
+
+def test_the_tensors_alone_say_which_components_are_reserves() -> None:
+    make = lambda: IncreLoRA(target_r=3, top_h=14, **EVERY)  # noqa: E731
+    run = Run(make)
+    run.prepare()
+    for steps, reserve in ((3, 1), (STEPS, 0)):
+        run.train(range(steps - 3, steps))
+        for initialize in (True, False):
+            other = Run(make, initialize=initialize)
+            load_adapter_state(other.model, adapter_state_dict(run.model))
+            gates = [rank_scale(layer.gate) for layer in lora_layers(other.model).values()]
+            assert {gate.reserve for gate in gates} == {reserve}  # type: ignore[attr-defined]
+            assert torch.equal(other.logits(), run.logits())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        ({"target_r": 2, "top_h": 4}, 8),  # 14 components, of which 4 come at 2, 4, 6 and 8
+        ({"target_r": 3, "top_h": 99}, 4),
+        ({"target_r": 2, "top_h": 4, "rank_pattern": {"q_proj": 4}}, 4),
+        ({"target_r": 2, "r": 2}, 0),
+    ],
+)
+def test_a_run_that_ends_before_the_target_is_warned_about(
+    arguments: Any, last: int, recwarn: Any
+) -> None:
+    run = Run(lambda: IncreLoRA(**EVERY, **arguments))
+    strategy, layers = run.strategy, lora_layers(run.model)
+    assert isinstance(strategy, IncreLoRA)
+    strategy._say_if_too_short(layers, None)
+    strategy._say_if_too_short(layers, last + 1)
+    assert not recwarn
+    strategy._say_if_too_short(layers, last)
+    sentence = (
+        f"IncreLoRA reaches target_r = {strategy.target_r} at the earliest at step {last}, but "
+        f"this run has {last} steps and ends below, with its reserves: lower init_warmup or "
+        "incre_interval, or raise top_h or incre_rank_num."
+    )
+    assert [str(warning.message) for warning in recwarn] == [sentence] * bool(last)
+    run.prepare()
+    run.train(range(last))
+    left = strategy._left(layers)
+    assert (left > 0) == (last > 0)
+    run.train([last])
+    assert strategy._left(layers) <= 0
 
 
 @pytest.mark.parametrize(

@@ -189,15 +189,6 @@ def test_it_trains_as_many_parameters_as_lora(tiny_llama, batches) -> None:
     assert trainable_parameters(model) == 2 * 4 * (32 + 32 + 32 + 16)
 
 
-def test_it_does_not_train_as_lora_in_silence(tiny_llama) -> None:
-    strategy = LoRAGA(r=4)
-    model = attached(strategy, tiny_llama())
-    optimizer = strategy.make_optimizer(model, torch.optim.AdamW)
-    sentence = r"LoRAGA starts from the gradient of a sample: call prepare\(model, sample, loss\) "
-    with pytest.raises(ValueError, match=f"^{sentence}after attach, before the optimizer is made"):
-        strategy.before_step(model, optimizer, 0)
-
-
 def test_a_gradient_that_is_no_number_is_refused(tiny_llama, batches) -> None:
     strategy = LoRAGA(r=4, target_modules=["q_proj"])
     model = attached(strategy, tiny_llama())

@@ -341,9 +341,28 @@ def test_wrong_values_are_refused_at_once(arguments, sentence) -> None:
         PrunedLoRA(**arguments)
 
 
-def test_a_run_that_ends_before_the_target_is_warned_about(recwarn) -> None:
-    strategy = PrunedLoRA(r=8, target_r=2, start_step=4, prune_every=5, prune_count=2)
-    strategy._say_if_too_short(15)  # removals at 4, 9 and 14
+@pytest.mark.parametrize(
+    ("arguments", "last", "end"),
+    [
+        ({"r": 8}, 14, "4"),  # removals at 4, 9 and 14
+        ({"r": 4, "rank_pattern": {"v_proj": 9}}, 19, "3"),
+        ({"r": 4, "rank_pattern": {"v_proj": 9}, "allocation": "global"}, 9, "3.66667"),
+    ],
+)
+def test_a_run_that_ends_before_the_target_is_warned_about(
+    arguments, last, end, loop, recwarn
+) -> None:
+    run = loop(Small(start_step=4, prune_every=5, prune_count=2, **arguments))
+    run.strategy._say_if_too_short(run.layers, last + 1)
     assert not recwarn
-    with pytest.warns(UserWarning, match="target_r = 2 at step 14, but .* 14 steps .* at rank 4"):
-        strategy._say_if_too_short(14)
+    run.strategy._say_if_too_short(run.layers, last)
+    assert [str(warning.message) for warning in recwarn] == [
+        f"PrunedLoRA reaches target_r = 2 at step {last}, but this run has {last} steps and ends "
+        f"at rank {end}: lower start_step or prune_every, or raise prune_count."
+    ]
+    for step in range(last + 1):
+        before = run.ranks()
+        run.step(step)
+    highest = max(before) if "allocation" not in arguments else sum(before) / len(before)
+    assert f"{highest:g}" == end
+    assert sum(run.ranks()) == 2 * len(before)
