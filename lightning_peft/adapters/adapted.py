@@ -133,7 +133,7 @@ class AdaptedLayer(nn.Module):
         A form that does not say so cannot lose rows and columns.
         """
         raise UserError(
-            f"a {type(self).__name__} does not say what it holds for each row and column, so that "
+            f"{type(self).__name__} does not say what it holds for each row and column, so that "
             "none can leave."
         )
 

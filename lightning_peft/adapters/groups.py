@@ -152,49 +152,42 @@ def refuse_fixed(model: nn.Module, groups: Mapping[str, Groups]) -> None:
             )
 
 
-def resized(model: nn.Module, counts: Mapping[Kind, int]) -> dict[str, int]:
-    """The entries of a model's configuration once so many groups of each kind are left.
+def changes(model: nn.Module, counts: Mapping[Kind, int]) -> dict[str, int]:
+    """The entries of a model's configuration that change where so many groups are left.
 
     Args:
         model: As it is now.
         counts: Groups that are left in each layer.
     """
     config: Any = model.config
-    entries = {}
+    found = {}
     if "channels" in counts:
-        entries["intermediate_size"] = counts["channels"]
+        found["intermediate_size"] = counts["channels"]
     if "heads" in counts:
         queries = config.num_attention_heads // config.num_key_value_heads
         attention: Any = next(m for m in model.modules() if _has_linears(m, LINEARS["heads"]))
-        entries |= {
+        found |= {
             "num_attention_heads": counts["heads"] * queries,
             "num_key_value_heads": counts["heads"],
             "head_dim": attention.head_dim,  # which follows from the others unless it is said
         }
-    return entries
+    return found
 
 
-def heads_that_fit(model: nn.Module, count: int) -> tuple[list[int], str]:
-    """How many of its groups of heads a model may keep, by its own configuration.
+def refusal(config: Any, changed: Mapping[str, int] | None = None) -> str | None:
+    """Why a configuration could not be saved and loaded with some entries; None where it could.
 
-    LLaMA's wants the hidden size to be a multiple of the number of heads; others take any number.
+    LLaMA's wants the hidden size to be a multiple of the number of heads.
 
     Args:
-        model: As it is now.
-        count: Its groups of heads.
-
-    Returns:
-        The numbers, increasing, and why the last one that is none of them is refused.
+        config: A model's.
+        changed: Entries that replace its own.
     """
-    config: Any = model.config
-    fitting, reason = [], ""
-    for left in range(1, count + 1):
-        try:
-            type(config)(**{**config.to_dict(), **resized(model, {"heads": left})})
-            fitting.append(left)
-        except Exception as error:  # of which class, depends on the version of transformers
-            reason = " ".join(str(error).split()).split(": ")[-1].rstrip(".")
-    return fitting, reason
+    try:
+        type(config)(**{**config.to_dict(), **(changed or {})})
+    except Exception as error:  # of which class, depends on the version of transformers
+        return " ".join(str(error).split()).split(": ")[-1].rstrip(".")
+    return None
 
 
 def shrink(
@@ -216,7 +209,7 @@ def shrink(
             keep_features(layer, member.dim, _slices(indices, member.size), optimizer)
         counts[groups[name].kind] = len(indices)
     config: Any = model.config
-    for key, value in resized(model, counts).items():
+    for key, value in changes(model, counts).items():
         setattr(config, key, value)
     for module in model.modules():
         if "channels" in counts and "intermediate_size" in vars(module):

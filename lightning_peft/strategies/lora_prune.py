@@ -6,11 +6,12 @@ columns of each matrix, divided by the norm over groups, summed over the matrice
 each step, ``I ← λ I + (1 - λ) I_now``. So computes the authors' code (aim-uofa/LoRAPrune).
 
 Deviations from that code: rows and columns leave for real at each removal, where it masks them and
-cuts at the end. A group of heads is a key/value head with all its query heads (it knows no grouped
-queries). All layers lose as many groups, since a configuration of transformers has one number for
-all; there the first tenth and the last lose none. Every linear has an adapter by default, there
-four of seven; one without is cut, and has no part in the importance. Gradients are seen before
-clipping, there after it. The cubic schedule is the same, given in steps and not in parts of a run.
+cuts at the end; so the norm is over the groups that are left. A group of heads is a key/value head
+with all its query heads (it knows no grouped queries). All layers lose as many groups, since a
+configuration of transformers has one number for all; there the first tenth and the last lose none.
+Every linear has an adapter by default, there four of seven; one without is cut, and has no part in
+the importance. Gradients are seen before clipping, there after it. The cubic schedule is the same,
+given in steps and not in parts of a run.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from lightning_peft.adapters.attach import AttachReport, lora_layers
 from lightning_peft.adapters.groups import (
     Groups,
     Kind,
+    changes,
     groups_of,
-    heads_that_fit,
+    refusal,
     refuse_fixed,
     shrink,
 )
@@ -109,24 +110,25 @@ class PrunedBase(AdapterStrategy):
     def _plan(self, model: nn.Module, kind: Kind, total: int) -> list[int]:
         """How many groups of a kind are left in a layer after each removal, and before the first.
 
-        Heads leave in numbers that the configuration holds, so that every checkpoint can be
-        exported.
+        A configuration has to hold the last number only: until then nothing is exported.
         """
         key = "ratio" if kind == "channels" or self.head_ratio is None else "head_ratio"
         ratio, n = getattr(self, key), self.removals
         counts = [schedule.left_after(total, ratio, i, n) for i in range(n + 1)]
-        if kind == "channels":
-            return counts
-        fitting, reason = heads_that_fit(model, total)
-        if counts[-1] not in fitting:
+
+        def reason(left: int) -> str | None:
+            return refusal(model.config, changes(model, {kind: left}))
+
+        if reason(counts[-1]) is not None:
+            fitting = [left for left in range(total, 0, -1) if reason(left) is None]
             # In four digits and rounded up, since what leaves is rounded down.
             ratios = [math.ceil(1e4 * (1 - left / total) - 1e-6) / 1e4 for left in fitting]
             raise UserError(
                 f"{key} = {ratio} leaves {counts[-1]} of {total} key/value heads, which "
-                f"{type(model.config).__name__} refuses ({reason}); give head_ratio one of "
-                f"{', '.join(f'{r:g}' for r in reversed(ratios))}."
+                f"{type(model.config).__name__} refuses ({reason(counts[-1])}); give head_ratio "
+                f"one of {', '.join(f'{r:g}' for r in ratios)}."
             )
-        return [min(left for left in fitting if left >= count) for count in counts]
+        return counts
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell a run that is too short."""
@@ -191,7 +193,8 @@ class PrunedBase(AdapterStrategy):
                     f"the checkpoint holds groups of {name} that this model has lost; load the "
                     "base anew."
                 )
-            stay[name] = present.nonzero().flatten()
+            if len(saved) < len(present):
+                stay[name] = present.nonzero().flatten()
         shrink(model, stay)
         self.kept = dict(state["kept"])
 
