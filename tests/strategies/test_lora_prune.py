@@ -23,6 +23,7 @@ from lightning_peft.adapters import (
 from lightning_peft.adapters.groups import groups_of
 from lightning_peft.assets import TINY_LLAMA
 from lightning_peft.cli import main
+from lightning_peft.commands import export
 from lightning_peft.errors import UserError
 from lightning_peft.modules import CausalLMModule
 from lightning_peft.runs import find_last, read_checkpoint
@@ -298,7 +299,7 @@ def test_the_command_line_trains_resumes_and_exports_a_smaller_model(
     )
     assert not (folder / "adapter").exists()
     with pytest.raises(UserError, match="^PEFT needs a stored base of the same sizes"):
-        run("export", "--ckpt_path", str(folder), "--output", str(tmp_path / "adapter"))
+        export.main(["--ckpt_path", str(folder), "--output", str(tmp_path / "adapter")])
     for name, tensor in loaded[0].state_dict().items():
         assert torch.equal(loaded[1].state_dict()[name], tensor), name
     config = loaded[0].config
