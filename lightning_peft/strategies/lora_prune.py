@@ -36,6 +36,7 @@ class LoRAPrune(PrunedBase):
     """LoRA over a base that loses the heads and MLP channels that matter least to the adapters.
 
     Args:
+        r: Rank.
         smoothing: Of the importance over steps, λ, in [0, 1).
         pruning: The arguments of :class:`PrunedBase`, and those that all strategies share.
 

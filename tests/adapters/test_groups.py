@@ -69,6 +69,8 @@ def test_a_head_is_a_key_value_head_with_its_query_heads(tiny_llama) -> None:
         ("Mistral", {"num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 8}),
         ("Qwen2", {}),
         ("Qwen3", {}),
+        ("Gemma2", {}),
+        ("SmolLM3", {}),
     ],
 )
 @pytest.mark.parametrize("adapted", [False, True])

@@ -158,6 +158,13 @@ def test_keeps_a_strategys_promises(arguments) -> None:
     check_strategy(LoRAPrune(r=4, **arguments))
 
 
+@pytest.mark.slow
+def test_two_processes_are_refused() -> None:
+    sentence = "2 processes cannot train: .*LoRAPrune changes the sizes of weights, which several"
+    with pytest.raises(AssertionError, match=sentence):
+        check_strategy(LoRAPrune(r=4), processes=2)
+
+
 def test_a_saved_state_gives_a_fresh_base_its_sizes(tiny_llama, random_batch, logits) -> None:
     def attached() -> tuple[LoRAPrune, Any, torch.optim.Optimizer]:
         strategy = LoRAPrune(r=3, **SCHEDULE)
