@@ -229,8 +229,8 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         UserError: If the model has no adapters, or every one of them has rank 0, or they are of
-            kinds that PEFT cannot hold in one adapter, or of a form that it does not know; or a
-            tensor holds NaN or infinite values.
+            kinds that PEFT cannot hold in one adapter, or of a form that it does not know, or their
+            base was pruned; or a tensor holds NaN or infinite values.
     """
     forms, tensors, saved = _gather(model)
     refuse_broken(tensors, "the adapter")
