@@ -119,7 +119,7 @@ class PrunedBase(AdapterStrategy):
         def reason(left: int) -> str | None:
             return refusal(model.config, changes(model, {kind: left}))
 
-        if reason(counts[-1]) is not None:
+        if kind == "heads" and reason(counts[-1]) is not None:  # of channels any number will do
             fitting = [left for left in range(total, 0, -1) if reason(left) is None]
             # In four digits and rounded up, since what leaves is rounded down.
             ratios = [math.ceil(1e4 * (1 - left / total) - 1e-6) / 1e4 for left in fitting]
