@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lightning_peft import distributed
 from lightning_peft.adapters.dense import dense_weight
 from lightning_peft.adapters.gates import Gate
+from lightning_peft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class AdaptedLayer(nn.Module):
         rank: How many components are alive; None for a form without ranks.
         max_r: How many it may have; None for no more than ``r``.
         shares: Whether another layer trains the same components.
+        resized: Whether the base has lost rows or columns, so that the adapter fits no other one.
         gate: What stands on the rank dimension; None where nothing does.
     """
 
@@ -60,6 +62,7 @@ class AdaptedLayer(nn.Module):
     rank: int | None = None
     max_r: int | None = None
     shares: bool = False
+    resized: bool = False
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -124,6 +127,16 @@ class AdaptedLayer(nn.Module):
     def components(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters that hold a slice for each component, with the dimension of that slice."""
         return []
+
+    def features(self, dim: int) -> list[tuple[nn.Parameter, int]]:
+        """The parameters that hold a slice for each output (0) or input (1), with its dimension.
+
+        A form that does not say so cannot lose rows and columns.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not say what it holds for each row and column, so that "
+            "none can leave."
+        )
 
     def trained_values(self, parameter: nn.Parameter) -> int:
         """How many values of one of this layer's parameters train.

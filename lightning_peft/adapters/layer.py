@@ -247,6 +247,10 @@ class LoRALinear(AdaptedLayer):
         """A, whose rows are the components' slices, and B, whose columns are."""
         return [(self.lora_A, 0), (self.lora_B, 1)]
 
+    def features(self, dim: int) -> list[tuple[nn.Parameter, int]]:
+        """B, whose rows are the outputs' slices (0), or A, whose columns are the inputs' (1)."""
+        return [(self.lora_A, 1)] if dim else [(self.lora_B, 0)]
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """The living part of A (rank, d_in) and of B (d_out, rank), whole on every process."""
         A, B = distributed.value(self.lora_A), distributed.value(self.lora_B)

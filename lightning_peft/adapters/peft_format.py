@@ -151,16 +151,30 @@ def peft_forms(model: nn.Module) -> dict[str, PeftForm]:
     if len(kinds) > 1:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UserError(f"PEFT's format holds layers of one kind, the model has {names}.")
-    forms = {}
-    for name, layer in layers.items():
-        form = layer.peft()
-        if form is None:
-            raise UserError(
-                f"PEFT has no form for {type(layer).__name__}, so there is no adapter in its "
-                "format; merge it instead (lightning_peft.merge, lightning-peft export --merge)."
-            )
-        forms[name] = form
-    return forms
+    reason = without_peft(model)
+    if reason is not None:
+        raise UserError(
+            f"{reason}, so there is no adapter in its format; merge it instead "
+            "(lightning_peft.merge, lightning-peft export --merge)."
+        )
+    forms = {name: layer.peft() for name, layer in layers.items()}
+    return {name: form for name, form in forms.items() if form is not None}
+
+
+def without_peft(model: nn.Module) -> str | None:
+    """Why a model's adapters cannot be written in PEFT's format; None where they can.
+
+    Args:
+        model: The adapted model.
+    """
+    for layer in adapter_layers(model).values():
+        if layer.rank == 0:
+            continue
+        if layer.resized:
+            return "PEFT needs a stored base of the same sizes, and this one was pruned"
+        if layer.peft() is None:
+            return f"PEFT has no form for {type(layer).__name__}"
+    return None
 
 
 def _gather(
@@ -215,8 +229,8 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         UserError: If the model has no adapters, or every one of them has rank 0, or they are of
-            kinds that PEFT cannot hold in one adapter, or of a form that it does not know; or a
-            tensor holds NaN or infinite values.
+            kinds that PEFT cannot hold in one adapter, or of a form that it does not know, or their
+            base was pruned; or a tensor holds NaN or infinite values.
     """
     forms, tensors, saved = _gather(model)
     refuse_broken(tensors, "the adapter")

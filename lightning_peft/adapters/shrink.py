@@ -54,9 +54,22 @@ def replace_tensor(parameter: nn.Parameter, value: Tensor, grad: Tensor | None =
     parameter.grad = grad
 
 
-def _keep_slices(
-    parameter: nn.Parameter, dim: int, indices: Tensor, optimizer: Optimizer | None, resize: bool
+def keep_slices(
+    parameter: nn.Parameter,
+    dim: int,
+    indices: Tensor,
+    optimizer: Optimizer | None = None,
+    resize: bool = True,
 ) -> None:
+    """Keep slices of a parameter, its gradient and its moments.
+
+    Args:
+        parameter: It stays the same object.
+        dim: Of the slices.
+        indices: Of those that stay, (k,), on the parameter's device.
+        optimizer: Whose moments follow.
+        resize: Whether the tensors shrink, or keep their size with the survivors in front.
+    """
     if not resize:
         distributed.rewrite(
             parameter, lambda t: _take(t, dim, indices.to(t.device), resize=False), optimizer
@@ -103,11 +116,11 @@ def keep_components(
             distributed.moments(parameter, optimizer)  # refuses before anything is changed
     gate = list(gate_tensors(layer))  # told by their shape, which changes below
     for parameter, dim in layer.components():
-        _keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
+        keep_slices(parameter, dim, indices.to(parameter.device), optimizer, resize)
     for owner, leaf, tensor in gate:
         own = indices.to(tensor.device)
         if isinstance(tensor, nn.Parameter):
-            _keep_slices(tensor, 0, own, optimizer, resize)
+            keep_slices(tensor, 0, own, optimizer, resize)
         else:
             setattr(owner, leaf, tensor[own])
     layer.rank = len(indices)

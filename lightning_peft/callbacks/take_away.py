@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from lightning_peft.adapters import adapter_layers, save_peft
+from lightning_peft.adapters.peft_format import without_peft
 from lightning_peft.atomic import write_folder
 
 
@@ -25,14 +26,10 @@ def take_away(model: nn.Module, folder: Path) -> str:
         What was written, or why nothing was, for the record.
     """
     layers = adapter_layers(model)
-    alive = [layer for layer in layers.values() if layer.rank != 0]
-    unknown = next((layer for layer in alive if layer.peft() is None), None)
-    if unknown is not None:
-        return (
-            f"nothing: PEFT has no form for {type(unknown).__name__}; lightning-peft export "
-            "--merge writes the merged model"
-        )
-    if alive:
+    reason = without_peft(model)
+    if reason is not None:
+        return f"nothing: {reason}; lightning-peft export --merge writes the merged model"
+    if any(layer.rank != 0 for layer in layers.values()):
         write_folder(folder / "adapter", lambda part: save_peft(model, part), over=True)
         return f"adapter (PEFT format): {folder / 'adapter'}"
     if layers:

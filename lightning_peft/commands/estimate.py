@@ -84,7 +84,8 @@ def _text(
     options: argparse.Namespace,
 ) -> str:
     end = "known after its probe" if found.trainable_end is None else f"{found.trainable_end:,}"
-    export = "known after its probe" if found.export is None else _size(found.export)
+    export = end if found.trainable_end is None else "none but the merged model"
+    export = export if found.export is None else _size(found.export)
     shared = f"{options.devices} device{'s' if options.devices > 1 else ''}"
     lines = {
         "model": module.model_name_or_path,

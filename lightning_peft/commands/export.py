@@ -68,12 +68,20 @@ def _write(module: Any, output: Path, merges: bool, dequantize: bool) -> str:
     """Write what is asked for, and say what it is."""
     from lightning_peft.adapters import adapter_layers, adapter_state_dict, merge, save_peft
     from lightning_peft.adapters.finite import refuse_broken
+    from lightning_peft.adapters.groups import refusal
     from lightning_peft.models.quantization import forget_quantization
 
-    adapted = bool(adapter_layers(module.model))
+    layers = adapter_layers(module.model).values()
+    adapted, config = bool(layers), getattr(module.model, "config", None)
     if adapted and not merges:
         save_peft(module.model, output)
         return "adapter"
+    refused = refusal(config) if any(layer.resized for layer in layers) else None
+    if refused is not None:
+        raise UserError(
+            f"{type(config).__name__} refuses the base as it is in this checkpoint ({refused}); "
+            "export one from after the last removal."
+        )
     if adapted:
         refuse_broken(adapter_state_dict(module.model), "the merged model")
         merge(module.model, dequantize)

@@ -9,6 +9,7 @@ What else is to be known of an engine, whichever it is, says :func:`traits`.
 from lightning_peft.engines.deepspeed import DeepSpeed
 from lightning_peft.engines.fsdp import FSDP
 from lightning_peft.engines.needs import (
+    CHANGING_SIZES,
     ENGINES,
     WEIGHTS_AT_ATTACH,
     WHOLE_STEPS,
@@ -20,6 +21,7 @@ from lightning_peft.engines.needs import (
 from lightning_peft.engines.processes import explain
 
 __all__ = [
+    "CHANGING_SIZES",
     "ENGINES",
     "FSDP",
     "WEIGHTS_AT_ATTACH",

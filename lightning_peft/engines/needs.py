@@ -18,10 +18,11 @@ from lightning_peft.strategies.base import AdapterStrategy
 
 # What an engine gives a strategy; see AdapterStrategy.needs.
 WHOLE_WEIGHTS, WHOLE_STEPS = "whole weights", "whole steps"
+CHANGING_SIZES = "changing sizes"
 # Which every engine gives, if need be by loading the base whole before it is cut.
 WEIGHTS_AT_ATTACH = "weights at attach"
 ENGINES = {
-    "one device": {WHOLE_WEIGHTS, WHOLE_STEPS},
+    "one device": {WHOLE_WEIGHTS, WHOLE_STEPS, CHANGING_SIZES},
     "DDP": {WHOLE_WEIGHTS, WHOLE_STEPS},
     "DeepSpeed ZeRO-1": {WHOLE_WEIGHTS},
     "DeepSpeed ZeRO-2": {WHOLE_WEIGHTS},
@@ -106,10 +107,12 @@ def check(engine: Any, adapter: AdapterStrategy) -> None:
     missing = needs - ENGINES[present]
     if missing:
         able = [name for name, gives in ENGINES.items() if needs <= gives]
-        raise UserError(
-            f"{type(adapter).__name__} needs {' and '.join(sorted(missing))}, which {present} "
-            f"holds in shares; {', '.join(able[:-1])} and {able[-1]} can run it."
-        )
+        shown = " and ".join([", ".join(able[:-1]), able[-1]]) if able[1:] else able[0]
+        if CHANGING_SIZES in missing:
+            what = f"changes the sizes of weights, which {present} keeps"
+        else:
+            what = f"needs {' and '.join(sorted(missing))}, which {present} holds in shares"
+        raise UserError(f"{type(adapter).__name__} {what}; {shown} can run it.")
 
 
 def _refuse_other_checkpoints(engine: Any) -> None:

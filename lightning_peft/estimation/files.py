@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.adapters import adapter_layers
-from lightning_peft.adapters.peft_format import peft_state
+from lightning_peft.adapters.peft_format import peft_state, without_peft
 from lightning_peft.estimation.memory import nbytes, value_bytes
 
 
@@ -25,12 +25,14 @@ def checkpoint_bytes(kept: list[Tensor], state: list[Tensor]) -> int:
     return nbytes(kept) + value_bytes(state) + _overhead([*kept, *state])
 
 
-def export_bytes(model: Any) -> int:
-    """Bytes of the safetensors file that a run leaves.
+def export_bytes(model: Any) -> int | None:
+    """Bytes of the safetensors file that a run leaves; None where PEFT's format cannot hold it.
 
     Args:
         model: The model at the end of the run: its adapters, or all of it where it has none.
     """
+    if without_peft(model) is not None:
+        return None
     tensors = peft_state(model) if adapter_layers(model) else model.state_dict()
     header = {
         name: {"dtype": "F32", "shape": list(t.shape), "data_offsets": [10**7, 10**7]}

@@ -30,7 +30,8 @@ class Estimate:
         activations: Bytes that the forward pass of one micro-batch keeps for the backward pass.
         checkpoint: Bytes of a checkpoint's file at the start's ranks, without what a strategy keeps
             beside its tensors.
-        export: Bytes of the weights that a run leaves to take away; None where only data decide.
+        export: Bytes of the weights that a run leaves to take away; None where only data decide, or
+            PEFT's format cannot hold them.
     """
 
     total: int

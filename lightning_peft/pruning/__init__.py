@@ -15,6 +15,7 @@ from lightning_peft.pruning.linalg import damped, gram, inverse_spd, survivors
 from lightning_peft.pruning.recovery import activation_recovery, bounded, gradient_recovery
 from lightning_peft.pruning.schedule import (
     last_event_step,
+    left_after,
     prune_due,
     rank_at,
     select_global,
@@ -41,6 +42,7 @@ __all__ = [
     "inverse_spd",
     "last_event_step",
     "layers_to_keep",
+    "left_after",
     "llm_pruner_element1",
     "llm_pruner_element2",
     "llm_pruner_taylor2",

@@ -65,6 +65,21 @@ def last_event_step(
     return start_step + (events - 1) * prune_every
 
 
+def left_after(total: int, ratio: float, event: int, events: int) -> int:
+    """Return how many of some groups are left after an event, where the gone share is a cubic.
+
+    `ratio · (1 − (1 − i / n)³)` of them have gone after event i of n, rounded down.
+
+    Args:
+        total: groups at the start.
+        ratio: the share that has gone at the end, in [0, 1).
+        event: i, from 0 (before the first) to `events`.
+        events: n.
+    """
+    gone = ratio * (1 - (1 - event / events) ** 3)
+    return total - int(total * gone + 1e-9)  # 0.7 of 10 is 7, in floats too
+
+
 def select_per_matrix(scores: Tensor, count: int) -> Tensor:
     """Return the `count` lowest scores of each matrix, without a host transfer.
 

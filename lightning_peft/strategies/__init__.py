@@ -19,6 +19,7 @@ from lightning_peft.strategies.lora_drop import LoRADrop
 from lightning_peft.strategies.lora_fa import LoRAFA
 from lightning_peft.strategies.lora_ga import LoRAGA
 from lightning_peft.strategies.lora_plus import LoRAPlus
+from lightning_peft.strategies.lora_prune import LoRAPrune
 from lightning_peft.strategies.lora_xs import LoRAXS
 from lightning_peft.strategies.milora import MiLoRA
 from lightning_peft.strategies.olora import OLoRA
@@ -50,6 +51,7 @@ __all__ = [
     "LoRAFA",
     "LoRAGA",
     "LoRAPlus",
+    "LoRAPrune",
     "LoRAXS",
     "MiLoRA",
     "OLoRA",

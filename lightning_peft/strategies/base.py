@@ -94,8 +94,9 @@ class AdapterStrategy(StepHooks):
 
     # What a method must have of its engine, whatever it is: "whole weights" (outside of a layer's
     # forward pass too), "whole steps" (the optimizer and after_step see parameters, gradients and
-    # state as they are on one device), "weights at attach" (the base's values when adapters are put
-    # beside it, which is therefore loaded whole before it is cut). Checked when a run starts.
+    # state as they are on one device), "changing sizes" (of the base's weights, which one device
+    # alone allows), "weights at attach" (the base's values when adapters are put beside it, which
+    # is therefore loaded whole before it is cut). Checked when a run starts.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     # Whether ranks change while it trains. An optimizer whose state cannot follow (8-bit, factored)

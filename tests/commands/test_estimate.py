@@ -29,6 +29,20 @@ def test_rows_tokens_and_devices_are_those_given(capsys: pytest.CaptureFixture[s
     assert "3 rows of 20 tokens" in lines[-1]
 
 
+def test_a_method_that_prunes_the_base_leaves_the_merged_model_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--config", QUICKSTART, "--rows", "3", "--tokens", "20"]
+    command.main([*words, "--model.adapter", "LoRAPrune", "--model.adapter.r", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split(maxsplit=1) == ["export", "none but the merged model"]
+    start, end = (next(li for li in lines if at in li) for at in ("at the start", "at the end"))
+    # In each of four layers q and o lose 64 values a rank, k and v 32, those of the MLP 192.
+    lost = 4 * 4 * (2 * 64 + 2 * 32 + 3 * 192)
+    assert int(end.split()[5].replace(",", "")) == 38_912 - lost
+    assert start.split()[5] == "38,912"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

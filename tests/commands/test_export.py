@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lightning_peft.assets import TINY_LLAMA
 from lightning_peft.cli import main as run
 from lightning_peft.commands import export as command
 from lightning_peft.errors import MissingFile, UserError
@@ -56,6 +57,50 @@ def test_a_merged_model_loads_by_itself(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not any("lora" in name for name in model.state_dict())
     assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+
+def test_a_base_that_is_still_being_pruned_waits_for_its_last_removal(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=48,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(TINY_LLAMA).save_pretrained(tmp_path / "base")
+    settings = {
+        "trainer.default_root_dir": tmp_path,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 6,
+        "trainer.limit_val_batches": 0,
+        "trainer.enable_progress_bar": "false",
+        "validate_first": "false",
+        "data.batch_size": 4,
+        "checkpoint.every_n_train_steps": 3,
+        "checkpoint.save_top_k": -1,
+        "model.model_name_or_path": tmp_path / "base",
+        "model.adapter": "LoRAPrune",
+        "model.adapter.r": 2,
+        "model.adapter.start_step": 0,
+        "model.adapter.prune_every": 5,
+        "model.adapter.removals": 2,
+    }
+    argv, path = sys.argv, sys.path[:]
+    run(["fit", "--config", QUICKSTART, *(f"--{key}={value}" for key, value in settings.items())])
+    sys.argv, sys.path[:] = argv, path
+    checkpoints, output = tmp_path / "version_0/checkpoints", tmp_path / "out"
+    words = ["--output", str(output), "--merge", "--ckpt_path"]
+    with pytest.raises(UserError) as error:
+        command.main([*words, str(checkpoints / "step=3.ckpt")])
+    assert str(error.value) == (
+        "LlamaConfig refuses the base as it is in this checkpoint (The hidden size (48) is not a "
+        "multiple of the number of attention heads (5)); export one from after the last removal."
+    )
+    assert not output.exists()
+    command.main([*words, str(checkpoints / "step=6.ckpt")])
+    assert AutoModelForCausalLM.from_pretrained(output).config.num_attention_heads == 4
 
 
 @pytest.mark.parametrize("merges", [(), ("--merge",)])

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import (
 from torch import nn
 
 from lightning_peft import engines
-from lightning_peft.strategies import AdaLoRA, DoRA, GaLore, LoRA, LoRADrop
+from lightning_peft.strategies import AdaLoRA, DoRA, GaLore, LoRA, LoRADrop, LoRAPrune
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
@@ -42,6 +42,16 @@ def test_a_method_that_an_engine_cannot_serve_is_told_which_can(
 def test_fsdp_does_not_serve_adalora() -> None:
     with pytest.raises(ValueError, match=r"FSDP2 holds in shares; one device and DDP can run it\."):
         engines.check(engines.FSDP(), AdaLoRA())
+
+
+@pytest.mark.parametrize(("engine", "name"), [(DDPStrategy(), "DDP"), (engines.FSDP(), "FSDP2")])
+def test_what_changes_sizes_runs_on_one_device_alone(engine: Any, name: str) -> None:
+    engines.check(SingleDeviceStrategy(), LoRAPrune())
+    with pytest.raises(ValueError, match="LoRAPrune") as error:
+        engines.check(engine, LoRAPrune())
+    assert str(error.value) == (
+        f"LoRAPrune changes the sizes of weights, which {name} keeps; one device can run it."
+    )
 
 
 @pytest.mark.parametrize("engine", [SingleDeviceStrategy(), DDPStrategy()])
@@ -95,5 +105,6 @@ def test_our_engines_answer_themselves() -> None:
 
 
 def test_every_name_says_what_its_engine_gives() -> None:
-    assert engines.ENGINES["one device"] == {engines.WHOLE_WEIGHTS, engines.WHOLE_STEPS}
+    all_of_them = {engines.WHOLE_WEIGHTS, engines.WHOLE_STEPS, engines.CHANGING_SIZES}
+    assert engines.ENGINES["one device"] == all_of_them
     assert engines.ENGINES[engines.FSDP().name] == set()

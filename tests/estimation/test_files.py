@@ -10,7 +10,7 @@ import torch
 from lightning_peft.adapters import save_peft
 from lightning_peft.cli import main
 from lightning_peft.estimation.files import checkpoint_bytes, export_bytes
-from lightning_peft.strategies import FullFineTuning, GaLore, LoRA, PiSSA
+from lightning_peft.strategies import FullFineTuning, GaLore, LoRA, LoRAPrune, PiSSA
 
 
 def test_each_tensor_of_a_checkpoint_costs_its_values_and_a_little() -> None:
@@ -62,3 +62,11 @@ def test_a_checkpoint_is_what_a_run_writes(name: str, estimated, tmp_path: Path)
     made = adapter[name](**({} if name == "FullFineTuning" else {"r": 16}))
     found = estimated(made)
     assert found.checkpoint == pytest.approx(written.stat().st_size, rel=0.1)
+
+
+def test_what_pefts_format_cannot_hold_has_no_size(tiny_llama) -> None:
+    strategy = LoRAPrune(r=2)
+    strategy.attach(model := tiny_llama())
+    assert export_bytes(model) is not None
+    strategy.final_parameters(model)
+    assert export_bytes(model) is None

@@ -9,6 +9,7 @@ import torch
 
 from lightning_peft.pruning import (
     last_event_step,
+    left_after,
     prune_due,
     rank_at,
     select_global,
@@ -107,3 +108,12 @@ def test_global_with_equal_scores_is_the_same_every_time() -> None:
     for _ in range(3):
         again = select_global([s.clone() for s in scores], 60, min_r=10)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_what_leaves_at_events_is_a_cubic_rounded_down() -> None:
+    assert [left_after(100, 0.5, i, 4) for i in range(5)] == [100, 72, 57, 51, 50]
+    assert [left_after(2, 0.5, i, 3) for i in range(4)] == [2, 2, 2, 1]
+    assert [left_after(10, 0.7, 1, 1), left_after(10, 0.0, 1, 1)] == [3, 10]  # 0.7 in floats too
+    for i in range(11):
+        gone = 0.6 * (1 - (1 - i / 10) ** 3) * 1000
+        assert left_after(1000, 0.6, i, 10) == 1000 - int(gone + 1e-6)

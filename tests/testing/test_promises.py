@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adapters import adapter_layers
-from lightning_peft.strategies import AdapterStrategy, LoRA
+from lightning_peft.strategies import AdapterStrategy, LoRA, LoRAPrune
 from lightning_peft.testing import check_strategy
 
 
@@ -168,6 +168,15 @@ class Unfolded(AdapterStrategy):
         return report
 
 
+class WritesASmallerBase(LoRAPrune):
+    """Takes columns of a weight away, as it may, and changes another."""
+
+    def after_step(self, model: nn.Module, optimizer: Any, global_step: int) -> None:
+        super().after_step(model, optimizer, global_step)
+        if global_step == 4:
+            model.get_submodule("model.layers.0.mlp.down_proj").base.weight.data[0, 0] += 1  # type: ignore[union-attr,operator]
+
+
 BROKEN = {
     "random in eval": (LoRA(r=4, rank_gate=lambda r: Noise()), "eval is random"),
     "no diagonal": (LoRA(r=4, rank_gate=lambda r: Tanh()), "merged and unmerged differ"),
@@ -188,6 +197,10 @@ BROKEN = {
     ),
     "trains the base": (Unfreezing(r=4), r"the base's model\.norm\.weight trains"),
     "writes the base": (WritesTheBase(r=4), r"training changed the base's .*q_proj\.base\.weight"),
+    "writes a smaller base": (
+        WritesASmallerBase(r=4, start_step=2, removals=1),
+        r"training changed the base's .*0\.mlp\.down_proj\.base\.weight",
+    ),
     "old moments": (OldMoments(r=4), r"exp_avg of .*lora_A has shape \(4, 32\), .* \(2, 32\)"),
     "unknown parameter": (OtherParameter(r=4), "is none of the optimizer's parameters"),
     "opaque state": (OpaqueState(r=4), "plain values and tensors only"),
