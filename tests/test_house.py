@@ -32,6 +32,19 @@ def test_files_are_short() -> None:
     assert statistics.median(lines.values()) <= 130
 
 
+def test_a_method_fits_on_a_few_screens() -> None:
+    """Of all that users choose from; what several share stands in files of their own."""
+    from lightning_peft import strategies
+
+    methods = {
+        getattr(strategies, name).__module__.rpartition(".")[2]
+        for name in strategies.__all__
+        if issubclass(getattr(strategies, name), strategies.AdapterStrategy)
+    } - {"base"}
+    lines = {name: SOURCES[f"strategies/{name}.py"].count("\n") for name in methods}
+    assert statistics.median(lines.values()) <= 120
+
+
 def test_a_long_file_says_why() -> None:
     for name in LONGER_FOR_A_REASON:
         assert "longer than other files" in (ast.get_docstring(ast.parse(SOURCES[name])) or "")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_peft.models.loss import chunked_loss, last_hidden, plain_head
+from lightning_peft.models.loss import chunked_loss, head_inputs, plain_head
 from lightning_peft.modules.adapted import AdaptedModule
 from lightning_peft.modules.classification import SequenceClassificationModule
 
@@ -32,7 +32,9 @@ def forward(module: AdaptedModule, rows: int, tokens: int, targets: int) -> None
             hidden = getattr(model, model.base_model_prefix)(**inputs)[0]
             logits = _head_logits(model, hidden)
         elif (head := plain_head(model)) is not None:
-            hidden, _ = last_hidden(model, torch.zeros(0, dtype=torch.long), **inputs)
+            none = torch.zeros(0, dtype=torch.long)
+            hidden, _, _ = head_inputs(model, head, none, **inputs)
+            assert hidden is not None
             answers = hidden[:, -targets:].flatten(0, 1)
             chunked_loss(answers, head, torch.zeros(len(answers), dtype=torch.long))
             return

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,21 +20,26 @@ from lightning_peft.errors import UserError
 from lightning_peft.models.packing import model_inputs, one_row
 
 _CHUNK = 256  # rows; torch's automatic choice is six times slower at a large vocabulary
+_COLUMNS = 8  # of the output layer, by which is seen whether its output is the logits
 _LOGITS = 2**25  # of a chunk, where the vocabulary is small enough for more rows
 
 
 class TargetLoss:
     """The loss of a causal language model over a batch's targets, without logits if it can.
 
-    It can where the output layer alone makes the logits, which :func:`plain_head` and, once, the
-    first batch that has a target tell: some models scale or cap their logits afterwards.
+    It can where the output layer alone makes the logits. Some models scale or cap them afterwards,
+    which shows in the few columns that :func:`head_inputs` computes: they come out of the model as
+    they left the layer, to the bit, or the model computes its logits itself from then on. This is
+    asked of the first batch, the second, the fourth and so on, and every 256th, since what a cap
+    does to small logits may be lost in rounding.
 
     Attributes:
-        without_logits: What that batch told; None before it.
+        without_logits: What the last batch that was asked told; None before the first.
     """
 
     def __init__(self) -> None:
         self.without_logits: bool | None = None
+        self._batches = 0
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Sum of the loss over target tokens, and their count.
@@ -56,15 +62,29 @@ class TargetLoss:
         if found is None or row is not batch:
             found = target_positions(row["labels"])
         rows, positions = found
-        asked = positions[: int(self.without_logits is None)]
-        hidden, logits = last_hidden(model, asked, **model_inputs(row))
-        if len(asked):
-            alone = F.linear(hidden[:, asked], head.weight, head.bias)
-            self.without_logits = torch.allclose(logits, alone, rtol=1e-2, atol=1e-3)
-        if self.without_logits is False:
+        targets = labels[rows, positions]
+        hidden, alone, shown = head_inputs(model, head, targets[:_COLUMNS], **model_inputs(row))
+        if self._asks(targets) or hidden is None:
+            same = (shown == alone) | shown.isnan()  # a run that has broken down tells nothing
+            self._note(hidden is not None and bool(same.all()))
+        if hidden is None or self.without_logits is False:
             return token_loss(*target_logits(model, batch))
-        loss = chunked_loss(hidden[rows, positions], head, labels[rows, positions])
+        loss = chunked_loss(hidden[rows, positions], head, targets)
         return loss, torch.tensor(len(rows), device=labels.device)
+
+    def _asks(self, targets: Tensor) -> bool:
+        """Whether this batch is one of those that are asked; one without targets tells nothing."""
+        self._batches += len(targets) > 0
+        seen = self._batches
+        return len(targets) > 0 and (seen & (seen - 1) == 0 or seen % 256 == 0)
+
+    def _note(self, alone: bool) -> None:
+        if self.without_logits and not alone:
+            rank_zero_warn(
+                "the model changes its logits behind the output layer, which could not be told "
+                "from rounding before; from here on its loss is taken from all of them."
+            )
+        self.without_logits = alone
 
 
 def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -82,8 +102,10 @@ def target_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     batch = one_row(whole_batch(batch, model.config), model.config)
     labels = batch["labels"][:, 1:]
     positions = (labels != -100).any(0).nonzero()[:, 0]
-    output = model(**model_inputs(batch), use_cache=False, logits_to_keep=positions)
-    return output.logits.float(), labels[:, positions]
+    logits = model(**model_inputs(batch), use_cache=False, logits_to_keep=positions).logits
+    if logits.shape[1] != len(positions):  # of a model that takes the option and does not follow it
+        logits = logits[:, positions]
+    return logits.float(), labels[:, positions]
 
 
 def row_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -183,27 +205,45 @@ def plain_head(model: Any) -> nn.Linear | None:
         or head._forward_hooks
         or head._forward_pre_hooks
         or hasattr(model, "unshard")  # FSDP gathers the weight in the model's own forward only
-        or model.base_model is model
     ):
         return None
     return head
 
 
-def last_hidden(model: Any, keep: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """Run a model and take what its output layer reads.
+def head_inputs(
+    model: Any, head: nn.Linear, columns: Tensor, **inputs: Any
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Run a model and take what its output layer reads, wherever in the model it is called.
+
+    While the model runs, the layer gives a few of its columns only.
 
     Args:
         model: A causal language model of transformers.
-        keep: Positions whose logits are computed all the same, (k,).
+        head: Its output layer.
+        columns: The columns' tokens, (k,).
         inputs: Of the model.
 
     Returns:
-        Hidden states (batch, tokens, d), and logits (batch, k, vocabulary).
+        Hidden states (batch, tokens, d), or None where the model does not call its output layer
+        once, on all positions; the columns as the layer gave them, and as the model did, both
+        (batch, tokens, k).
     """
-    seen: list[Tensor] = []
-    handle = model.base_model.register_forward_hook(lambda _, args, output: seen.append(output[0]))
+    weight = head.weight.detach()[columns]
+    bias = None if head.bias is None else head.bias.detach()[columns]
+    read: list[Tensor] = []
+    gave: list[Tensor] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        read.append(hidden)
+        gave.append(F.linear(hidden.detach(), weight, bias))
+        return gave[-1]
+
+    head.forward = forward  # type: ignore[assignment, method-assign]
     try:
-        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        shown = model(**inputs, use_cache=False).logits
     finally:
-        handle.remove()
-    return seen[-1], logits
+        del head.forward
+    if len(read) != 1 or read[0].shape[:-1] != inputs["input_ids"].shape or shown.ndim != 3:
+        return None, shown, shown
+    # A model may hand them out in another dtype, which alone changes nothing.
+    return read[0], gave[0].to(shown.dtype), shown

@@ -23,17 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft import distributed
-from lightning_peft.adapters.adapted import AdaptedLayer
-from lightning_peft.adapters.attach import lora_layers
 from lightning_peft.adapters.layer import LoRALinear
-from lightning_peft.adapters.observe import observe_inputs
 from lightning_peft.errors import UserError
 from lightning_peft.pruning.allotment import allot_highest
-from lightning_peft.pruning.covariance import Moments, moments, principal, together
+from lightning_peft.pruning.covariance import principal
 from lightning_peft.strategies.allotted import Allotted, Layers
 from lightning_peft.strategies.base import Loss
-from lightning_peft.strategies.observed_gradients import refuse_unseen
+from lightning_peft.strategies.observed_inputs import scatters
 
 Directions = tuple[Tensor, Tensor]
 
@@ -97,23 +93,12 @@ class EVA(Allotted):
 
     def look(self, model: nn.Module, batches: Iterator[Any], loss: Loss) -> dict[str, Directions]:
         """Shares of the variance and directions of each layer's inputs."""
-        sums: dict[str, Moments] = {}
-
-        def add(name: str, layer: AdaptedLayer, x: Tensor) -> None:
-            if len(x):
-                own = Moments(*(value.cpu() for value in moments(x)))
-                sums[name] = together(sums[name], own) if name in sums else own
-
-        model.eval()
-        with torch.no_grad(), observe_inputs(model, add):
-            for batch in batches:
-                loss(batch)
-        refuse_unseen(bool(sums))
         found = {}
-        for name, layer in lora_layers(model).items():
-            shares, directions = principal(_scatter(sums.pop(name, None), layer))
-            most = self.most(layer)
-            found[name] = shares[:most], directions[:most].to(layer.active_A.dtype)
+        for name, layer, scatter in scatters(model, batches, loss):
+            assert isinstance(layer, LoRALinear)
+            A, most = layer.active_A.detach(), self.most(layer)
+            shares, directions = principal(scatter.to(A.device))
+            found[name] = shares[:most], directions[:most].to(A.dtype)
         return found
 
     def ranks(self, layers: Layers, found: dict[str, Any]) -> list[int]:
@@ -128,18 +113,3 @@ class EVA(Allotted):
         if shares.any():
             A, _ = layer.components()[0]
             A.copy_(directions[: len(A)])
-
-
-def _scatter(own: Moments | None, layer: LoRALinear) -> Tensor:
-    """The scatter of a layer's inputs on all processes, on the layer's device."""
-    A = layer.active_A.detach()
-    if own is None:  # an idle expert, or a process without a batch
-        d = layer.in_features
-        own = Moments(torch.zeros((), dtype=torch.float64), torch.zeros(d), torch.zeros(d, d))
-    count, mean, scatter = own
-    mean = mean.double()
-    (total,) = distributed.total([count])
-    (common,) = distributed.total([mean * count])
-    gap = mean - common / total.clamp_min(1)
-    (scatter,) = distributed.total([scatter + (count * torch.outer(gap, gap)).to(scatter.dtype)])
-    return scatter.to(A.device)

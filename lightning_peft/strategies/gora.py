@@ -15,8 +15,7 @@ Of the code's choices these are fixed: importance ``union_mean``, costs by root,
 (``gora_scale_by_lr``; its other choice, a constant 16 / α, knows neither shape nor scaling), and
 s = α / √rank of the layer's own rank (``gora_rank_stablize``, ``gora_dynamic_scaling``). The code
 may also stop the sample early, or choose γ by the loss; this does not. A pseudo-inverse in float64
-replaces its inverse with 1e-8 on the diagonal. G lies in the host's memory, 4 bytes for each value
-of the adapted weights on every process, as in the code.
+replaces its inverse with 1e-8 on the diagonal. G lies in the host's memory, 4 bytes a value.
 """
 
 from __future__ import annotations

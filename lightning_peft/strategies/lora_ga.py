@@ -53,12 +53,7 @@ class LoRAGA(AdapterStrategy):
     layer_class = ResidualLinear
 
     def __init__(
-        self,
-        r: int = 8,
-        gamma: float = 16.0,
-        batches: int = 64,
-        niter: int | None = 4,
-        **lora: Any,
+        self, r: int = 8, gamma: float = 16.0, batches: int = 64, niter: int | None = 4, **lora: Any
     ) -> None:
         super().__init__(r=r, **lora)
         if not 0 < gamma < math.inf:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    MBartConfig,
+    OPTConfig,
+    WhisperConfig,
+)
 
 from lightning_peft.errors import UserError
 from lightning_peft.models.loss import (
@@ -109,6 +121,125 @@ def test_logits_that_are_more_than_the_output_layer_are_found_out(capped, random
     total, _ = loss(capped, batch)
     assert loss.without_logits is False
     torch.testing.assert_close(total, token_loss(*target_logits(capped, batch))[0])
+
+
+def of(config: Any) -> Any:
+    """A small model of a configuration, without dropout, its weights further from one another."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_ffn_dim": 64,
+    "decoder_attention_heads": 4,
+    "is_decoder": True,
+    "is_encoder_decoder": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SMALL: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "without_logits"),
+    [
+        # Their decoder is run past the module that they name as their base.
+        (OPTConfig(**OPT, num_attention_heads=4, word_embed_proj_dim=32), True),
+        (OPTConfig(**OPT, num_attention_heads=4, word_embed_proj_dim=16), True),
+        (BartConfig(**DECODER), True),
+        (MBartConfig(**DECODER), True),
+        (WhisperConfig(**DECODER), True),
+        # They cap or scale their logits.
+        (Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0), False),
+        (CohereConfig(**SMALL, logit_scale=0.0625), False),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), False),
+    ],
+    ids=["opt", "opt, projected", "bart", "mbart", "whisper", "gemma-2", "cohere", "granite"],
+)
+def test_any_models_loss_is_that_of_its_own_logits(config, without_logits, random_batch) -> None:
+    model, loss, batch = of(config), TargetLoss(), batch_of(random_batch)
+    total, count = loss(model, batch)
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).logits
+    expected, expected_count = token_loss(logits[:, :-1].float(), batch["labels"][:, 1:])
+    assert loss.without_logits is without_logits
+    assert count == expected_count
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+
+
+def test_a_cap_is_found_though_logits_begin_small(random_batch) -> None:
+    """Gemma-2's cap of 30 takes a tenth of a logit of 17, and nothing that shows of one of 0.01."""
+    model, loss = of(Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=30.0)), TargetLoss()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
+    largest = 0.0
+    batch = batch_of(random_batch)  # one, which it learns by heart
+    for step in range(200):
+        total, count = loss(model, batch)
+        if step % 20 == 0:
+            logits = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits[:, :-1]
+            expected, _ = token_loss(logits.float(), batch["labels"][:, 1:])
+            torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
+            largest = max(largest, float(logits.detach().abs().max()))
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+    assert largest > 15
+
+
+def test_a_cap_that_shows_only_later_is_said_to(capped, random_batch) -> None:
+    loss, batch = TargetLoss(), batch_of(random_batch)
+    head = capped.get_output_embeddings().weight
+    kept = head.detach().clone()
+    with torch.no_grad():
+        head.zero_()
+    loss(capped, batch)
+    assert loss.without_logits is True  # all logits are zero, capped or not
+    with torch.no_grad():
+        head.copy_(kept)
+    with pytest.warns(UserWarning, match="changes its logits behind the output layer"):
+        total, _ = loss(capped, batch)
+    torch.testing.assert_close(total, token_loss(*target_logits(capped, batch))[0])
+
+
+def test_a_run_that_broke_down_tells_nothing_of_its_model(tiny_llama, random_batch) -> None:
+    model, loss = tiny_llama(), TargetLoss()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    total, _ = loss(model, batch_of(random_batch))
+    assert loss.without_logits is True
+    assert total.isnan()
+
+
+def test_the_output_layer_is_what_it_was_after_a_failure(tiny_llama, random_batch) -> None:
+    model = tiny_llama()
+    batch = batch_of(random_batch)
+    with pytest.raises(IndexError):
+        TargetLoss()(model, {**batch, "input_ids": batch["input_ids"] + 10_000})
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_a_batch_without_targets_decides_nothing(capped, random_batch) -> None:
