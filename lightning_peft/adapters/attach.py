@@ -12,11 +12,11 @@ from torch import nn
 from lightning_peft import distributed
 from lightning_peft.adapters.adapted import AdaptedLayer
 from lightning_peft.adapters.layer import LoRALinear
+from lightning_peft.adapters.reach import computes_otherwise, left_out, output_names, unreached
 from lightning_peft.errors import UserError
 from lightning_peft.patterns import Pattern
 
 ALL_LINEAR = "all-linear"
-_HEADS = ("score", "classifier")  # of classification models, PEFT's SEQ_CLS_HEAD_NAMES
 
 
 def adapter_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
@@ -27,16 +27,6 @@ def adapter_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Those adapted layers that are LoRA's or a kind of it, by full name, in the model's order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-
-
-def _output_names(model: nn.Module) -> set[str]:
-    """Full names in the output layer or classification head, which ``all-linear`` leaves alone."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    if head is None:
-        head = next((getattr(model, n) for n in _HEADS if hasattr(model, n)), None)
-    inside = set(head.modules()) if isinstance(head, nn.Module) else set()
-    return {name for name, module in model.named_modules() if module in inside}
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -71,7 +61,8 @@ def match_targets(
     Args:
         model: The model.
         target_modules: A list of names or ends of names; or a regex that full names match whole; or
-            ``"all-linear"``: every linear but those of the output layer or classification head.
+            ``"all-linear"``: every linear but those of the output layer or classification head,
+            and subclasses with a forward of their own, such as routers.
         exclude_modules: The same forms, taken away afterwards.
         modules_to_save: Modules that train in full, so that nothing in them is adapted.
 
@@ -82,11 +73,16 @@ def match_targets(
         UserError: If a pattern matches nothing (near names are listed), is no regex or one that
             takes too long, or matches only modules that are not linear.
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found_linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    linears = list(found_linears)
     if isinstance(target_modules, str):
-        outputs = _output_names(model)
+        outputs = output_names(model)
         matched = {
-            target_modules: [n for n in linears if n not in outputs]
+            target_modules: [
+                n
+                for n, m in found_linears.items()
+                if n not in outputs and not computes_otherwise(m)
+            ]
             if target_modules == ALL_LINEAR
             else _fullmatched(target_modules, linears, "target_modules")
         }
@@ -114,6 +110,12 @@ def _fullmatched(pattern: str, names: Sequence[str], key: str) -> list[str]:
 
 
 def _refuse_other_types(model: nn.Module, pattern: str) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 2 and _matches(name, pattern):
+            raise UserError(
+                f"target_modules: {pattern!r} names {name}, {parameter.shape[0]} matrices in one "
+                "parameter and no module, as experts are kept; only torch.nn.Linear can be adapted."
+            )
     for name, module in model.named_modules():
         if name and _matches(name, pattern):
             raise UserError(
@@ -143,6 +145,8 @@ class AttachReport:
         total: All parameters of the model, adapters included.
         dtypes: Dtype of the base's and of the adapters' parameters.
         in_full: Parameters of the modules that train in full beside the adapters, by full name.
+        left_out: With ``all-linear``, full names of linears with a forward of their own.
+        unreached: With ``all-linear``, values of matrices that no adapter changes, by kind.
     """
 
     strategy: str
@@ -152,6 +156,8 @@ class AttachReport:
     total: int
     dtypes: dict[str, str] = field(default_factory=dict)
     in_full: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    unreached: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A few lines for a person."""
@@ -170,6 +176,13 @@ class AttachReport:
         dtypes = ", ".join(f"{part} {dtype}" for part, dtype in self.dtypes.items())
         if kinds:
             lines.append(f"  parameters by kind: {kinds}")
+        if self.left_out:
+            names = ", ".join(self.left_out[:3]) + (", …" if len(self.left_out) > 3 else "")
+            lines.append(f"  left out, since they compute no plain linear: {names}")
+        beyond = sum(self.unreached.values())
+        if beyond > 0.01 * self.total:
+            most = ", ".join(f"{kind} {count:,}" for kind, count in self.unreached.items())
+            lines.append(f"  frozen without an adapter: {100 * beyond / self.total:.0f} % ({most})")
         return "\n".join([*lines, f"  dtypes: {dtypes}"])
 
 
@@ -203,9 +216,12 @@ def make_report(model: nn.Module, strategy: str, matched: dict[str, int]) -> Att
         str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in seen
     )
     own = Counter(str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) in seen)
+    everything = ALL_LINEAR in matched
     return AttachReport(
         strategy=strategy,
         matched=matched,
+        left_out=left_out(model) if everything else [],
+        unreached=unreached(model, output_names(model)) if everything else {},
         parameters=dict(adapters),
         trainable=trained + sum(adapters.values()),
         total=sum(distributed.shape(p).numel() for p in model.parameters()),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -13,123 +11,20 @@ import torch
 from safetensors import SafetensorError
 
 from lightning_peft.errors import UserError
-from lightning_peft.models.quantization import check_quantization, keep_exact, quantized
+from lightning_peft.models.checking import (
+    BaseSource,
+    check_causal,
+    check_model,
+    first_sentence,
+    read_config,
+)
+from lightning_peft.models.quantization import keep_exact, quantized
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _HEADS = ["score", "classifier", "pooler"]  # never quantized, since they train in full
 
 
 # What is raised where a base's files are missing, of another program, cut off or damaged.
 _BROKEN = (OSError, ValueError, UnpicklingError, SafetensorError, EOFError)
-
-
-@dataclass(frozen=True)
-class BaseSource:
-    """Where a base model comes from, and in which form its weights come.
-
-    Attributes:
-        name: A folder or a hub name.
-        dtype: One of ``auto`` (as saved), ``float32``, ``bfloat16``, ``float16``.
-        attn_implementation: As in transformers; None for its choice.
-        quantization: ``nf4``, ``int8`` or None.
-        device: Where quantized weights are made, and buffers of a base that is read in shares;
-            plain weights come on the CPU.
-    """
-
-    name: str
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    quantization: str | None = None
-    device: torch.device | str = "cpu"
-
-
-def check_dtype(name: str) -> None:
-    """Refuse a name of no dtype.
-
-    Raises:
-        UserError: If it is none of :data:`DTYPES`.
-    """
-    if name not in DTYPES:
-        raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got {name!r}.")
-
-
-def check_model(source: BaseSource) -> None:
-    """Refuse a base model that cannot be loaded, before anything else needs it.
-
-    Raises:
-        UserError: If the folder is none of a model, the hub's model is out of reach, the dtype or
-            the quantization is none, or quantizing needs a package that is absent.
-    """
-    check_quantization(source.quantization)
-    check_dtype(source.dtype)
-    name, folder = source.name, Path(source.name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not folder.is_dir():
-        raise UserError(f"model.model_name_or_path: the folder {name} does not exist.")
-    if not folder.is_dir():
-        _check_hub(name)
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model.model_name_or_path: {name} holds no config.json, so it is no model."
-        )
-    names = [f"{file}{end}" for file in WEIGHTS for end in ("", ".index.json")]
-    if not any((folder / file).is_file() for file in names):
-        raise UserError(
-            f"model.model_name_or_path: {name} has a config.json but no weights ({WEIGHTS[0]})."
-        )
-
-
-def _check_hub(name: str) -> None:
-    """Refuse a hub name whose configuration cannot be had."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-    from transformers import AutoConfig
-
-    try:
-        AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        causes = tuple(type(cause) for cause in _causes(error))
-        unknown = (RepositoryNotFoundError, HFValidationError)
-        if any(issubclass(cause, GatedRepoError) for cause in causes):
-            reason = "is restricted; ask for access on the hub and log in (hf auth login)"
-        elif any(issubclass(cause, unknown) for cause in causes):
-            reason = "is no folder, and no model on the hub that you may see"
-        elif "couldn't connect" in str(error).lower() or "offline" in str(error).lower():
-            reason = "is no folder, is not in the local cache, and the hub cannot be reached"
-        else:
-            reason = f"cannot be loaded: {first_sentence(error)}"
-        raise UserError(f"model.model_name_or_path: {name} {reason.rstrip('.')}.") from error
-
-
-def read_config(name: str) -> Any:
-    """The configuration of a model; code that lies beside it is never run, nor asked about.
-
-    Raises:
-        UserError: If transformers has no model of its type.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except ValueError as error:
-        reason = first_sentence(error).rstrip(".")
-        raise UserError(
-            f"model.model_name_or_path: {name} cannot be loaded: {reason}; code that comes with a "
-            "model is never run here."
-        ) from error
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found = [error]
-    while (inner := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(inner)
-    return found
-
-
-def first_sentence(error: BaseException) -> str:
-    """The first sentence of an error's message, on one line."""
-    return " ".join(str(error).split()).split(". ")[0]
 
 
 def load_causal_lm(source: BaseSource) -> Any:
@@ -139,11 +34,12 @@ def load_causal_lm(source: BaseSource) -> Any:
         The model, in training mode.
 
     Raises:
-        UserError: If the model cannot be loaded from there.
+        UserError: If the model cannot be loaded from there, or is no causal language model.
     """
     from transformers import AutoModelForCausalLM
 
     check_model(source)
+    check_causal(source.name)
     return _from_pretrained(AutoModelForCausalLM, source).train()
 
 

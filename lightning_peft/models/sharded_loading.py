@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_peft import distributed
-from lightning_peft.models.loading import BaseSource, check_model, read_config
+from lightning_peft.models.checking import BaseSource, check_causal, check_model, read_config
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -105,6 +105,7 @@ def stored_causal_lm(source: BaseSource) -> Any:
 
     check_model(source)
     name = source.name
+    check_causal(name)
     config = read_config(name)
     dtype = config.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     if dtype is None:

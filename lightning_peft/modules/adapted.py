@@ -17,8 +17,8 @@ from lightning_peft.adapters import adapter_layers
 from lightning_peft.adapters.state import gate_buffers, load_values
 from lightning_peft.assets import resolve_model
 from lightning_peft.errors import UserError
+from lightning_peft.models.checking import BaseSource, check_model, check_vocabulary
 from lightning_peft.models.liger import check_liger
-from lightning_peft.models.loading import BaseSource, check_model
 from lightning_peft.models.sharded_loading import LoadsWhole
 from lightning_peft.modules.building import Building
 from lightning_peft.modules.checkpoint import (
@@ -166,6 +166,7 @@ class AdaptedModule(LightningModule):
         fresh = self.model is None
         if fresh:
             self.model = building.build(self.load_base, self.load_shapes)
+            self._check_vocabulary()
         if building.prepares:
             prepare_strategy(self)
         self._prepared = self._prepared or fitting
@@ -174,6 +175,12 @@ class AdaptedModule(LightningModule):
         # DDP would replace each process' masks by the first one's.
         names = [f"model.{name}" for name in gate_buffers(self.model)]
         self._ddp_params_and_buffers_to_ignore = names
+
+    def _check_vocabulary(self) -> None:
+        """Refuse data whose tokens the model could not read."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        if (tokens := getattr(data, "tokens_known", None)) is not None:
+            check_vocabulary(self.model, tokens)
 
     def _building(self, first_fit: bool) -> Building:
         """What is known of this run where its model is built."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lightning_peft.errors import UserError
-from lightning_peft.models.loading import check_dtype
+from lightning_peft.models.checking import check_dtype
 from lightning_peft.modules.adapted import AdaptedModule
 from lightning_peft.modules.classification import SequenceClassificationModule, train_in_full
 

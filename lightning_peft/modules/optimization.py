@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import Optimizer
 
 from lightning_peft.errors import UserError
-from lightning_peft.models.loading import first_sentence
+from lightning_peft.models.checking import first_sentence
 
 
 def with_schedule(optimizer: Optimizer, name: str, warmup: float, steps: float) -> dict[str, Any]:

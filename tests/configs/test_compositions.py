@@ -17,7 +17,7 @@ from lightning_peft import engines, trainable_parameters
 from lightning_peft.adapters import adapter_layers
 from lightning_peft.commands import train
 from lightning_peft.comparison.plan import Resolver
-from lightning_peft.models.loading import BaseSource
+from lightning_peft.models.checking import BaseSource
 from lightning_peft.modules import causal_lm
 
 ROOT = Path(__file__).parents[2]

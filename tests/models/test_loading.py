@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from lightning_peft.assets import TINY_LLAMA
 from lightning_peft.errors import UserError
-from lightning_peft.models.loading import (
-    BaseSource,
-    check_dtype,
-    check_model,
-    first_sentence,
-    load_causal_lm,
-    load_classifier,
-)
+from lightning_peft.models.checking import BaseSource
+from lightning_peft.models.loading import load_causal_lm, load_classifier
 from lightning_peft.testing import tiny_llama
 
 
@@ -69,37 +62,6 @@ def test_files_that_are_no_weights_are_told(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "other")
     with pytest.raises(ValueError, match="has a config.json but no weights"):
         load_causal_lm(BaseSource(str(folder)))
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"name": "./no/such/folder"}, "the folder ./no/such/folder does not exist"),
-        ({"dtype": "float8"}, "model.dtype must be one of auto, float32, bfloat16, float16, got"),
-        ({"quantization": "nf3"}, "model.quantization must be null or one of nf4, int8, got 'nf3'"),
-    ],
-)
-def test_what_cannot_be_loaded_is_refused_before(
-    change: dict[str, Any], sentence: str, folder: Path
-) -> None:
-    check_model(BaseSource(str(folder)))
-    with pytest.raises(ValueError, match=sentence):
-        check_model(BaseSource(**{"name": str(folder), **change}))
-
-
-def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no config.json, so it is no model"):
-        check_model(BaseSource(str(tmp_path)))
-
-
-def test_dtypes_have_names() -> None:
-    check_dtype("auto")
-    with pytest.raises(ValueError, match="got 'half'"):
-        check_dtype("half")
-
-
-def test_the_first_sentence_stands_on_one_line() -> None:
-    assert first_sentence(OSError("No\n  such file. Try another.")) == "No such file"
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])

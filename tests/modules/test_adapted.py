@@ -9,7 +9,7 @@ import pytest
 import torch
 from sums import module, trainer
 
-from lightning_peft.models.loading import BaseSource
+from lightning_peft.models.checking import BaseSource
 from lightning_peft.models.sharded_loading import LoadsWhole
 from lightning_peft.modules import adapted
 from lightning_peft.modules.adapted import AdaptedModule

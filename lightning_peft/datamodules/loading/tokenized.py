@@ -244,6 +244,7 @@ class TokenizedDataModule(LightningDataModule):
             source if isinstance(source, PreTrainedTokenizerBase) else load_tokenizer(source)
         )
         self.use_tokenizer(tokenizer)
+        self.tokens_known = len(tokenizer)
         self._source, self._training, self._tests = source, None, None
 
     def report_cut(
