@@ -1,4 +1,4 @@
-"""``torch.compile`` of an adapted model whose ranks change while it trains."""
+"""``torch.compile`` of an adapted model whose ranks change while it trains, and its names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
+
+_WRAPPED = "_orig_mod"
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """What ``torch.compile(model)`` has wrapped; the model itself where it is not wrapped."""
+    return getattr(model, _WRAPPED, model)
+
+
+def plain_name(name: str) -> str:
+    """A full name without the wrappers that ``torch.compile`` puts around parts of a model."""
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 
 def compile_model(model: nn.Module, **options: Any) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adapters.adapted import PeftForm
 from lightning_peft.adapters.attach import adapter_layers, trained_modules
+from lightning_peft.adapters.compiled import plain_name, uncompiled
 from lightning_peft.adapters.finite import refuse_broken
 from lightning_peft.adapters.peft_config import CONFIG
 from lightning_peft.adapters.peft_tensors import PREFIX, WEIGHTS
@@ -55,7 +56,8 @@ def _own_names(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that the base has too, by full name; what adapters are made of is left out."""
     inside = tuple(f"{name}." for name in adapter_layers(model))
     modules = model.named_modules(remove_duplicate=False)
-    return {name: m for name, m in modules if name and not name.startswith(inside)}
+    found = {plain_name(n): m for n, m in modules if n and not n.startswith(inside)}
+    return {name: module for name, module in found.items() if name}
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
@@ -157,7 +159,7 @@ def peft_forms(model: nn.Module) -> dict[str, PeftForm]:
             f"{reason}, so there is no adapter in its format; merge it instead "
             "(lightning_peft.merge, lightning-peft export --merge)."
         )
-    forms = {name: layer.peft() for name, layer in layers.items()}
+    forms = {plain_name(name): layer.peft() for name, layer in layers.items()}
     return {name: form for name, form in forms.items() if form is not None}
 
 
@@ -198,7 +200,8 @@ def _saved(model: nn.Module) -> dict[str, nn.Module]:
     It reads ``modules_to_save`` as ends of names, with or without a dot before them, and asks for
     the tensors of every module that it finds.
     """
-    saved, layers = trained_modules(model), adapter_layers(model)
+    saved = {plain_name(name): module for name, module in trained_modules(model).items()}
+    layers = {plain_name(name) for name in adapter_layers(model)}
     taken = {
         other: (name, module)
         for other, module in _own_names(model).items()
@@ -232,6 +235,7 @@ def save_peft(model: nn.Module, folder: str | Path) -> Path:
             kinds that PEFT cannot hold in one adapter, or of a form that it does not know, or their
             base was pruned; or a tensor holds NaN or infinite values.
     """
+    model = uncompiled(model)
     forms, tensors, saved = _gather(model)
     refuse_broken(tensors, "the adapter")
     # Full names, since PEFT takes the end of any name: "norm" would be every "….input_layernorm"

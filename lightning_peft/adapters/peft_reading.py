@@ -64,6 +64,7 @@ def load_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     _check_saved(config, tensors, model)
     alphas = ByName(f"{config.path} has alpha_pattern", config.alpha_pattern)
     scaled = {name: alphas.of(name, config.lora_alpha) for name in tensors.pairs}
+    model.load_state_dict(tensors.bases, strict=False)
     model.requires_grad_(False)
     for name, pair in tensors.pairs.items():
         layer = LoRALinear(
@@ -119,7 +120,7 @@ def _check_ranks(config: PeftConfig, tensors: Tensors) -> None:
 def _check_others(tensors: Tensors, model: nn.Module, folder: Path) -> None:
     """Refuse tensors that have no place, or another shape or kind of numbers there."""
     places = model.state_dict()
-    for name, tensor in tensors.others.items():
+    for name, tensor in {**tensors.others, **tensors.bases}.items():
         if name not in places:
             raise UserError(f"{folder} holds {named(name)}, for which the model has no place.")
         place = places[name]
@@ -144,11 +145,12 @@ def _check_tied(tensors: Tensors, model: nn.Module, folder: Path) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
-    for name, tensor in tensors.others.items():
+    held = {**tensors.others, **tensors.bases}
+    for name, tensor in held.items():
         tied = names.get(id(parameters.get(name)), [])
         now = parameters[name].detach() if tied else None
         for other in tied:
-            found = tensors.others.get(other, now)
+            found = held.get(other, now)
             assert now is not None
             assert found is not None
             if not torch.equal(found.to(now), tensor.to(now)):

@@ -28,11 +28,14 @@ class Tensors:
     Attributes:
         path: The file.
         pairs: By full name of a layer, its ``A`` (rank, d_in) and ``B`` (d_out, rank).
-        others: All else, by the name that it has in the base model.
+        bases: Weights of adapted layers themselves, which PEFT saves of an output layer, by the
+            name that they have in the base model.
+        others: All else, by the same name.
     """
 
     path: Path
     pairs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    bases: dict[str, Tensor] = field(default_factory=dict)
     others: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -81,6 +84,10 @@ def read_tensors(folder: Path) -> Tensors:
         )
     for name, tensors in found.pairs.items():
         _check_pair(name, tensors, folder)
+    for key in [key for key in found.others if ".base_layer." in key]:
+        name, _, rest = key.rpartition(".base_layer.")
+        if name in found.pairs:
+            found.bases[f"{name}.{rest}"] = found.others.pop(key)
     return found
 
 

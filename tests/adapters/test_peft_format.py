@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lightning_peft import load_peft, save_peft
@@ -255,6 +256,47 @@ def test_a_module_that_peft_would_take_for_a_saved_one_is_saved_too(tmp_path) ->
     assert config["modules_to_save"] == ["ahead", "head"]
     torch.testing.assert_close(in_peft(make(), tmp_path).base_model.model(x), model(x), **TOLERANCE)
     torch.testing.assert_close(load_peft(make(), tmp_path)(x), model(x), **TOLERANCE)
+
+
+def test_an_adapted_output_layer_comes_back_from_pefts_file(
+    tiny_llama, random_batch, tmp_path
+) -> None:
+    """PEFT saves the weight of such a layer too, and has it in its place where it loads it."""
+    import peft
+
+    base = tiny_llama()
+    with torch.no_grad():
+        base.lm_head.weight.add_(0.1)  # of a base that is not the one it is loaded onto
+    config = peft.LoraConfig(r=4, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(base, config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    theirs.save_pretrained(tmp_path)
+    ours, batch = load_peft(tiny_llama(), tmp_path).eval(), random_batch(0)
+    torch.testing.assert_close(ours(**batch).logits, theirs.eval()(**batch).logits, **TOLERANCE)
+    assert not ours.lm_head.base.weight.requires_grad
+
+
+@pytest.mark.parametrize("part", ["", "model", "model.layers.1"])
+def test_a_compiled_model_is_saved_under_its_plain_names(part: str, tiny_llama, tmp_path) -> None:
+    model = tiny_llama()
+    saved = {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]}
+    LoRA(r=3, **saved).attach(model)
+    fill(model)
+    expected = peft_state(model)
+    save_peft(model, tmp_path / "plain")
+    if part:
+        model.set_submodule(part, torch.compile(model.get_submodule(part)))
+    save_peft(model if part else torch.compile(model), tmp_path / "compiled")
+    found = load_file(tmp_path / "compiled/adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    plain, compiled = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("plain", "compiled")
+    )
+    assert compiled == plain
 
 
 def test_a_saved_module_whose_name_ends_an_adapted_ones_is_refused(tmp_path) -> None:

@@ -37,8 +37,9 @@ WAIT = {
 # optimizers' counts of steps, what Lightning logs and the worker's own callback reads of it.
 OF_THE_HOST = {"loader.py", "droplora.py", "dropout.py", "adam.py", "optimizer.py", "apply_func.py"}
 OF_THE_HOST |= {"engine_worker.py"}
-# Where a step may wait. transformers asks whether a batch has padding.
-NAMED = {"window.py", "masking_utils.py"}
+# Where a step may wait. transformers asks whether a batch has padding; the loss asks at batches 1,
+# 2, 4, 8, … whether the output layer's output is the logits, of those that are watched at one.
+NAMED = {"window.py", "masking_utils.py", "loss.py"}
 # And where a method decides: AdaLoRA by the scores of all layers, sparsegpt by what layers are fed.
 DECIDES = {"AdaLoRA": {"adalora.py"}, "PrunedLoRA, sparsegpt": {"observe.py"}}
 ON_A_CPU = ("LoRA, shared dropout", "DropLoRA, step", "PrunedLoRA")
@@ -138,3 +139,4 @@ def test_a_step_waits_where_its_loss_is_read_and_not_else(
     assert watch.found  # transformers' question at least
     assert set(watch.found) <= NAMED | DECIDES.get(name, set())
     assert watch.found["window.py"] <= STEPS
+    assert watch.found["loss.py"] <= 1
