@@ -33,12 +33,18 @@ TEXTS = ("metrics.csv", "importance.csv", "decisions.csv")
 # Each study's comparison, and what its command adds.
 STUDIES: dict[str, tuple[str, ...]] = {
     "small_loradrop_sst2": ("small_loradrop", "--data.task", "sst2"),
+    "small_rank_family_sst2": ("small_rank_family", "--data.task", "sst2"),
     "small_loradrop_threshold_sst2": ("small_loradrop_threshold", "--data.task", "sst2"),
     "small_e2e": ("small_e2e",),
     "small_sst2": ("small_sst2",),
 }
 FEWEST = 5  # seeds, below which nothing is told apart
-PICTURES = ("score_by_seed.png", "importance_by_layer.png", "rank_by_layer.png")
+PICTURES = (
+    "score_by_seed.png",
+    "importance_by_layer.png",
+    "rank_by_layer.png",
+    "rank_over_steps.png",
+)
 
 
 def packed(folder: Path) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,21 @@ def test_nearest_rank_is_that_of_a_scan(target: int) -> None:
     assert (rank, found) == (best, count(best))
 
 
+@pytest.mark.parametrize("target", [100, 5_559, 155_648, 10**7])
+def test_few_counts_find_a_rank_also_where_they_rise_with_the_square(target: int) -> None:
+    for count in (lambda rank: 60 + 37 * rank, lambda rank: 28 * rank * rank):
+        asked: list[int] = []
+        rank, _ = find_rank(
+            "a",
+            Match(parameters=target, tolerance=1.0),
+            lambda rank, asked=asked, count=count: asked.append(rank) or count(rank),
+        )
+        error = abs(count(rank) - target)
+        assert error <= min(abs(count(max(rank + step, 1)) - target) for step in (-1, 1))
+        assert len(asked) <= 16
+        assert len(set(asked)) == len(asked)
+
+
 def test_a_budget_below_rank_one_names_that_rank_alone_and_the_next() -> None:
     with pytest.raises(ValueError, match=r"r = 1 has 1,000") as caught:
         find_rank("a", Match(parameters=10), lambda rank: 1000 * rank)
