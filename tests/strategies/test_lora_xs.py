@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import RobertaConfig, RobertaModel
 
 from lightning_peft.adapters import adapter_layers, merge, save_peft, trainable_parameters
 from lightning_peft.strategies import RankDropout
@@ -106,6 +107,16 @@ def test_a_rank_above_the_weights_is_refused(tiny_llama) -> None:
     sentence = "^r = 17 is above the 16 singular values of a 16 x 32 matrix.$"
     with pytest.raises(ValueError, match=sentence):
         LoRAXS(r=17, target_modules=["v_proj"]).attach(tiny_llama())
+
+
+@pytest.mark.parametrize("r", [4, 25])
+def test_a_matrix_trains_the_square_of_the_rank_whatever_its_size(r: int) -> None:
+    """As the paper adapts RoBERTa-large: query, value and both output matrices of 24 blocks."""
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
+    with torch.device("meta"):
+        model = RobertaModel(RobertaConfig(**shape, num_hidden_layers=24))
+    LoRAXS(r=r, target_modules=["query", "value", "output.dense"]).attach(model, initialize=False)
+    assert trainable_parameters(model) == 24 * 4 * r**2
 
 
 @pytest.mark.parametrize(
