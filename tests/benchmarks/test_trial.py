@@ -51,7 +51,7 @@ def test_fast_measures_every_case_beside_pefts(tmp_path: Path) -> None:
     assert rows["LoRA-drop"]["trained"] <= rows["LoRA"]["trained"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_true_leaves_the_runs_that_came_to_an_end(base: Path, tmp_path: Path) -> None:
     settings = {
         "base": [str(ROOT / "configs/quickstart.yaml")],

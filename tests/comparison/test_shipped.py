@@ -96,7 +96,7 @@ def test_the_comparisons_of_all_methods_and_of_ranks_have_them_all(
     ("name", "count"),
     [
         pytest.param("tiny_all", 10, marks=pytest.mark.long),
-        pytest.param("tiny_rank_family", 12, marks=pytest.mark.slow),
+        pytest.param("tiny_rank_family", 12, marks=pytest.mark.long),
     ],
 )
 def test_a_comparison_has_methods_at_one_size(

@@ -164,10 +164,9 @@ def test_a_second_process_whose_first_was_killed_before_they_met_ends_too(
     assert LOST in job.log.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["ddp", *(pytest.param(n, marks=pytest.mark.long) for n in ("zero2", "fsdp"))]
-)
+# Not in CI, where test_faults.py interrupts jobs in as many ways, without the command line.
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp"])
 def test_a_job_that_was_interrupted_in_every_way_ends_as_one_that_was_not(
     name: str, tmp_path: Path, begin: Callable[..., Job]
 ) -> None:

@@ -49,7 +49,7 @@ def test_a_thousand_damaged_adapters_are_refused_or_loaded_as_they_are() -> None
     check(module, outcomes, 80)
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(150, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [8, pytest.param(150, marks=pytest.mark.long)])
 def test_a_damaged_comparison_is_refused_in_a_sentence_or_planned_as_it_is(
     count: int, resolver: Resolver
 ) -> None:
