@@ -116,7 +116,7 @@ def _over_steps(
             histories[run] = history
     means = {run.run: list(run.scores.values()) for run in runs if run.scores}
     score = outcomes.plan.score
-    return histories, {run: f"{score} {np.mean(values):.3g}" for run, values in means.items()}
+    return histories, {run: f"{score} {np.mean(values):#.3g}" for run, values in means.items()}
 
 
 def _tables(folder: Path) -> tuple[list[Row], list[Row]]:

@@ -39,6 +39,11 @@ class RankHistory:
     ranks: NDArray[np.float64]
 
     @property
+    def varies(self) -> bool:
+        """Whether a rank differs from another one, of whatever layer and step."""
+        return len(np.unique(self.ranks[np.isfinite(self.ranks)])) > 1
+
+    @property
     def moves(self) -> bool:
         """Whether a layer has another rank at one step than at another."""
         first = self.ranks[:, :1]
@@ -67,7 +72,7 @@ def ranks_over_steps(rows: Sequence[Row], decisions: Sequence[Row]) -> RankHisto
 
 
 def draw_ranks_over_steps(runs: Mapping[str, RankHistory], scores: Mapping[str, str]) -> Figure:
-    """Draw a panel for each run, all in one scale of colours.
+    """Draw a panel for each run but those of one rank throughout, in one scale of colours.
 
     Args:
         runs: By run, the history of one of its seeds.
@@ -83,6 +88,7 @@ def draw_ranks_over_steps(runs: Mapping[str, RankHistory], scores: Mapping[str, 
 
     if not any(history.moves for history in runs.values()):
         raise NothingToDraw("no run's ranks move.")
+    runs = {run: history for run, history in runs.items() if history.varies}
     places = sorted(
         {place for history in runs.values() for place in history.layers},
         key=_order([kind for history in runs.values() for kind, _ in history.layers]),
@@ -90,10 +96,11 @@ def draw_ranks_over_steps(runs: Mapping[str, RankHistory], scores: Mapping[str, 
     norm = Normalize(0, max(np.nanmax(history.ranks) for history in runs.values()))
     height = min(max(0.06 * len(places), 1.3), 4.5) + 0.5
     figure, axes = shared_panels(len(runs), panel=(2.3, height), margin=(0.6, 1.0))
+    end = max(history.steps[-1] for history in runs.values()) + 1
     for ax, (run, history) in zip(axes, runs.items(), strict=False):
-        mesh = _draw_run(ax, history, places, norm)
+        mesh = _draw_run(ax, history, places, norm, end)
         ax.set_title("\n".join(filter(None, (run, scores.get(run, "")))), fontsize=9)
-    figure.supxlabel("optimizer step", fontsize=9)
+    axes[len(runs) - 1].set_xlabel("optimizer step", fontsize=9)
     figure.supylabel("layers of each kind, the first on top", fontsize=9)
     colour_bar(figure, mesh, axes, "rank (of one seed)", shrink=0.6, numbers=7)
     return figure
@@ -105,14 +112,15 @@ def _order(kinds: Sequence[str]) -> Callable[[Place], Any]:
     return lambda place: (order[place[0]], depth(place[1]))
 
 
-def _draw_run(ax: Axes, history: RankHistory, places: list[Place], norm: Normalize) -> QuadMesh:
-    """One run: a row for each layer, a white line between kinds."""
+def _draw_run(
+    ax: Axes, history: RankHistory, places: list[Place], norm: Normalize, end: int
+) -> QuadMesh:
+    """One run: a row for each layer, a white line between kinds; ranks stay until the end."""
     ranks = np.full((len(places), len(history.steps)), np.nan)
     for place, values in zip(history.layers, history.ranks, strict=True):
         ranks[places.index(place)] = values
-    last = history.steps[-1]
     mesh = ax.pcolormesh(
-        np.array([*history.steps, last + max(last // 50, 1)]),
+        np.array([*history.steps, end]),
         np.arange(len(places) + 1),
         np.ma.masked_invalid(ranks),
         cmap="viridis",

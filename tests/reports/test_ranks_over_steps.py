@@ -44,12 +44,15 @@ def test_what_is_not_known_yet_is_no_move() -> None:
 def test_each_run_is_a_panel_with_its_score_in_one_scale_and_one_order_of_layers() -> None:
     falls = ranks_over_steps([row(0, "m.0.q_proj", 8)], [decision(2, "m.0.q_proj", 2)])
     names = ("m.10.q_proj", "m.2.q_proj", "m.0.q_proj", "m.2.up")
-    stays = ranks_over_steps([row(step, name, 4) for step in (0, 6) for name in names], [])
-    figure = draw_ranks_over_steps({"falls": falls, "stays": stays}, {"falls": "test/loss 1.2"})
+    ranks = {name: 5 if name.endswith("up") else 4 for name in names}
+    stays = ranks_over_steps([row(s, name, r) for s in (0, 6) for name, r in ranks.items()], [])
+    one = ranks_over_steps([row(0, "m.0.q_proj", 64)], [])  # of one rank: not drawn
+    runs = {"falls": falls, "one": one, "stays": stays}
+    figure = draw_ranks_over_steps(runs, {"falls": "test/loss 1.2"})
     first, second, bar = figure.axes
     assert (first.get_title(), second.get_title()) == ("falls\ntest/loss 1.2", "stays")
     gone = np.nan
-    expected = [[8, 2], [gone, gone], [gone, gone], [gone, gone]], np.full((4, 2), 4.0)
+    expected = [[8, 2], [gone, gone], [gone, gone], [gone, gone]], [[4, 4]] * 3 + [[5, 5]]
     for ax, values in zip((first, second), expected, strict=True):
         mesh = ax.collections[0]
         assert np.array_equal(mesh.get_array().filled(np.nan), values, equal_nan=True)
