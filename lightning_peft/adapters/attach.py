@@ -73,16 +73,10 @@ def match_targets(
         UserError: If a pattern matches nothing (near names are listed), is no regex or one that
             takes too long, or matches only modules that are not linear.
     """
-    found_linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    linears = list(found_linears)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if isinstance(target_modules, str):
-        outputs = output_names(model)
         matched = {
-            target_modules: [
-                n
-                for n, m in found_linears.items()
-                if n not in outputs and not computes_otherwise(m)
-            ]
+            target_modules: _plain_linears(model)
             if target_modules == ALL_LINEAR
             else _fullmatched(target_modules, linears, "target_modules")
         }
@@ -102,6 +96,13 @@ def match_targets(
     if not any(result.values()):
         raise _nothing_matched(str(target_modules), linears)
     return result
+
+
+def _plain_linears(model: nn.Module) -> list[str]:
+    """What ``all-linear`` takes."""
+    outputs = output_names(model)
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    return [n for n, m in linears.items() if n not in outputs and not computes_otherwise(m)]
 
 
 def _fullmatched(pattern: str, names: Sequence[str], key: str) -> list[str]:
