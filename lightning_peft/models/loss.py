@@ -204,6 +204,7 @@ def plain_head(model: Any) -> nn.Linear | None:
         or type(head.weight) not in (nn.Parameter, Tensor)
         or head._forward_hooks
         or head._forward_pre_hooks
+        or "forward" in vars(head)  # somebody else's, as accelerate's hooks are
         or hasattr(model, "unshard")  # FSDP gathers the weight in the model's own forward only
     ):
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 from transformers import BartConfig, T5Config, T5ForConditionalGeneration
 
 from lightning_peft.errors import UserError
@@ -87,5 +88,6 @@ def test_a_tokenizer_longer_than_the_embedding_is_refused() -> None:
         "so the last ones could not be read; give the tokenizer of this model, or a model that was "
         "saved after resize_token_embeddings."
     )
+    check_vocabulary(nn.Linear(2, 2), rows + 1)  # of somebody who loads a model of their own
     model.resize_token_embeddings(rows + 1)
     check_vocabulary(model, rows + 1)

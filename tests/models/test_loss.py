@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -269,11 +270,18 @@ def test_rows_have_losses_that_add_up(tiny_llama, random_batch) -> None:
     assert row_losses(model, first)[0].item() == pytest.approx(sums[0].item(), rel=1e-5)
 
 
-def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(tiny_llama) -> None:
+def test_an_output_layer_that_is_adapted_or_watched_is_left_to_the_model(
+    tiny_llama, random_batch
+) -> None:
     model = tiny_llama()
     assert plain_head(model) is model.lm_head
     model.lm_head.register_forward_hook(lambda *args: None)
     assert plain_head(model) is None
+    model = tiny_llama()
+    model.lm_head.forward = wrapped = functools.partial(nn.Linear.forward, model.lm_head)
+    assert plain_head(model) is None
+    TargetLoss()(model, batch_of(random_batch))
+    assert model.lm_head.forward is wrapped
     model = tiny_llama()
     LoRA(r=2, target_modules=["lm_head"]).attach(model)
     assert plain_head(model) is None
