@@ -28,8 +28,9 @@ def computes_otherwise(linear: nn.Linear) -> bool:
 
     Quantized linears have one too, and compute what a linear does.
     """
-    quantized = is_quantized(linear) or type(linear).__module__.startswith("bitsandbytes")
-    return type(linear).forward is not nn.Linear.forward and not quantized
+    if type(linear).forward is nn.Linear.forward:
+        return False
+    return not is_quantized(linear) and not type(linear).__module__.startswith("bitsandbytes")
 
 
 def left_out(model: nn.Module) -> list[str]:
@@ -52,12 +53,12 @@ def unreached(model: nn.Module, outputs: set[str]) -> dict[str, int]:
     Returns:
         Their number by the last two words of their names, those of most values first.
     """
-    adapted = {f"{n}." for n, m in model.named_modules() if isinstance(m, AdaptedLayer)}
+    adapted = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, AdaptedLayer))
     beside = {n for n, m in model.named_modules() if isinstance(m, nn.Embedding)} | outputs
     found: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         shape = distributed.shape(parameter)
-        inside = name.startswith(tuple(adapted)) or name.rpartition(".")[0] in beside
+        inside = name.startswith(adapted) or name.rpartition(".")[0] in beside
         if len(shape) >= 2 and not inside and not parameter.requires_grad:
             parts = [p for p in name.removesuffix(".weight").split(".") if not p.isdigit()]
             found[".".join(parts[-2:])] += shape.numel()

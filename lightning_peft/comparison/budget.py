@@ -60,7 +60,7 @@ def find_rank(run: str, match: Match, count: Count) -> tuple[int, int]:
         try:
             counts[high] = count(high)
         except ValueError:  # beyond what the method takes; the largest that it does is in between
-            high = _largest(low, high, counts, count)
+            high = _edge(low, high, counts, count)
             break
         if counts[high] == counts[low]:
             break
@@ -112,25 +112,19 @@ def _smallest(counts: dict[int, int], count: Count) -> int:
             low, high = high, 2 * high
             if high > LARGEST_START:
                 raise refusal from None
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            counts[middle] = count(middle)
-            high = middle
-        except ValueError:
-            low = middle
-    return high
+    return _edge(high, low, counts, count)
 
 
-def _largest(low: int, high: int, counts: dict[int, int], count: Count) -> int:
-    while high - low > 1:
-        middle = (low + high) // 2
+def _edge(taken: int, refused: int, counts: dict[int, int], count: Count) -> int:
+    """The last rank that a method takes between one that it takes and one that it refuses."""
+    while abs(taken - refused) > 1:
+        middle = (taken + refused) // 2
         try:
             counts[middle] = count(middle)
-            low = middle
+            taken = middle
         except ValueError:
-            high = middle
-    return low
+            refused = middle
+    return taken
 
 
 def trainer_limits(match: Match | None) -> dict[str, Any]:

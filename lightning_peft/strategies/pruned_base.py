@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,7 +29,7 @@ from lightning_peft.adapters.groups import (
 from lightning_peft.errors import UserError
 from lightning_peft.pruning import linalg, schedule
 from lightning_peft.strategies.base import AdapterStrategy
-from lightning_peft.strategies.hooks import steps_of
+from lightning_peft.strategies.hooks import say_if_too_short, steps_of
 
 
 class PrunedBase(AdapterStrategy):
@@ -134,13 +133,9 @@ class PrunedBase(AdapterStrategy):
         """Tell a run that is too short."""
         super().on_train_start(trainer, pl_module)
         last = self.start_step + (self.removals - 1) * self.prune_every
-        steps = steps_of(trainer)
-        if steps is not None and last >= steps:
-            rank_zero_warn(
-                f"{type(self).__name__} makes its last removal at step {last}, but this run has "
-                f"{steps} steps and ends with a larger base: lower start_step, prune_every or "
-                "removals."
-            )
+        done = f"{type(self).__name__} makes its last removal"
+        instead = "lower start_step, prune_every or removals"
+        say_if_too_short(steps_of(trainer), done, last, instead, "with a larger base")
 
     def excess(self, removals: int | None = None) -> dict[str, int]:
         """Where more groups are left than after so many removals (all when None): how many then."""
